@@ -9,7 +9,7 @@ Fails:    bdev_submit answers 1, 0 or -errno, the same at every layer of a stack
           0    io.done is called exactly once, later, on the same reactor
           < 0  failed with -errno; io.done is not called
 """
-from libc.errno cimport EINVAL, ENODEV, ENOTSUP, EROFS
+from libc.errno cimport EINVAL, ENODEV, EOPNOTSUPP, EROFS
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from vhostrt.base.atomics cimport load_relaxed_u32, load_relaxed_u64
 from vhostrt.base.check cimport dcheck
@@ -74,7 +74,7 @@ cdef struct bdev_channel_t:
 cdef inline int bdev_submit(bdev_channel_t *channel, bdev_io_t *io) noexcept nogil:
     """Start one request: 1 done, 0 io.done comes later, -errno failed (see the module head).
 
-    -ENOTSUP: not a type of this bdev.  -EROFS: it is open for reading only.  -EINVAL: the blocks
+    -EOPNOTSUPP: not a type of this bdev.  -EROFS: it is open for reading only.  -EINVAL: the blocks
     are not inside the bdev.  -ENODEV: the bdev is being deleted.
     """
     cdef bdev_t *bdev = channel.bdev
@@ -82,7 +82,7 @@ cdef inline int bdev_submit(bdev_channel_t *channel, bdev_io_t *io) noexcept nog
     cdef int rc
     dcheck(io.type < BDEV_TYPES)
     if not channel.types >> io.type & 1:
-        return -EROFS if bdev.types >> io.type & 1 else -ENOTSUP
+        return -EROFS if bdev.types >> io.type & 1 else -EOPNOTSUPP
     if io.num_blocks > size or io.offset_blocks > size - io.num_blocks:
         return -EINVAL
     if load_relaxed_u32(&bdev.removed):
