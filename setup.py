@@ -5,22 +5,32 @@ people, CI and docker/:
 
     VHOSTRT_PROFILE=release|debug|trace|asan|tsan     default release
     VHOSTRT_NATIVE=1                                  -march=native, never for a wheel
-    VHOSTRT_TESTS=1                                   also build tests/**/cy_*.pyx
+    VHOSTRT_WERROR=1                                  a compiler warning is an error
+    VHOSTRT_TESTS=1                                   also build {tests,bench}/**/cy_*.pyx
 """
 import hashlib
 import os
 import shutil
+import sys
+import tempfile
 from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+from setuptools.errors import CompileError, LinkError
 
 os.chdir(Path(__file__).parent)
 PYX = Path("pyx")                       # include root of .pxd and of .h
-PROFILE = os.environ.get("VHOSTRT_PROFILE", "release")
+JOBS = len(os.sched_getaffinity(0))
 
-BASE = ["-std=gnu11", "-fno-strict-aliasing", "-fvisibility=hidden", "-Wall", "-Wextra", *(["-Werror"] if os.environ.get("VHOSTRT_WERROR") else []),
+
+def flag(name: str) -> bool:
+    return os.environ.get(name, "0") not in ("", "0")
+
+
+BASE = ["-std=gnu11", "-fno-strict-aliasing", "-fvisibility=hidden", "-Wall", "-Wextra",
         "-Wno-unused-function", "-Wno-unused-parameter"]
 SAN = ["-O1", "-g", "-fno-omit-frame-pointer", "-DVH_DEBUG=1"]
 PROFILES = {                            # (compile, link)
@@ -30,9 +40,18 @@ PROFILES = {                            # (compile, link)
     "asan": ([*SAN, "-fsanitize=address,undefined"], ["-fsanitize=address,undefined"]),
     "tsan": ([*SAN, "-fsanitize=thread"], ["-fsanitize=thread"]),
 }
+PROFILE = os.environ.get("VHOSTRT_PROFILE") or "release"
+if PROFILE not in PROFILES:
+    sys.exit(f"VHOSTRT_PROFILE={PROFILE}: the profiles are {', '.join(PROFILES)}")
 CFLAGS, LDFLAGS = BASE + PROFILES[PROFILE][0], PROFILES[PROFILE][1]
-if os.environ.get("VHOSTRT_NATIVE"):
+if flag("VHOSTRT_NATIVE"):
     CFLAGS.append("-march=native")
+if flag("VHOSTRT_WERROR"):
+    CFLAGS.append("-Werror")
+# Modules that need a C library which may be missing: (library, header, what is lost without it).
+OPTIONAL = {
+    "vhostrt.bdev.uring": ("uring", "liburing.h", "files are served by helper threads"),
+}
 
 DIRECTIVES = {
     "language_level": 3, "boundscheck": False, "wraparound": False, "cdivision": True,
@@ -45,19 +64,21 @@ DIRECTIVES = {
 def changed() -> bool:
     """True when flags differ from those of the last build: neither Cython nor setuptools looks."""
     stamp = Path("build/stamp")
-    want = hashlib.sha256(repr((CFLAGS, LDFLAGS, DIRECTIVES)).encode()).hexdigest()
+    want = hashlib.sha256(repr((sys.version, CFLAGS, LDFLAGS, DIRECTIVES)).encode()).hexdigest()
     if stamp.exists() and stamp.read_text() == want:
         return False
     stamp.parent.mkdir(exist_ok=True)
     stamp.write_text(want)
-    shutil.rmtree("build/temp", ignore_errors=True)
+    for old in Path("build").glob("temp.*"):
+        shutil.rmtree(old)
     return True
 
 
 def extension(pyx: Path, root: Path) -> Extension:
-    return Extension(".".join(pyx.relative_to(root).with_suffix("").parts), [str(pyx)],
-                     include_dirs=[str(PYX)], depends=HEADERS,
-                     extra_compile_args=CFLAGS, extra_link_args=LDFLAGS)
+    name = ".".join(pyx.relative_to(root).with_suffix("").parts)
+    return Extension(name, [str(pyx)], include_dirs=[str(PYX)], depends=HEADERS,
+                     extra_compile_args=CFLAGS, extra_link_args=LDFLAGS,
+                     libraries=[OPTIONAL[name][0]] if name in OPTIONAL else [])
 
 
 class BuildPy(build_py):
@@ -73,10 +94,34 @@ class BuildPy(build_py):
             shutil.copyfile(src, dst)
 
 
+class BuildExt(build_ext):
+    """Leave out the optional modules whose C library is not there; compile the rest in parallel."""
+
+    def build_extensions(self):
+        self.extensions[:] = [e for e in self.extensions
+                              if e.name not in OPTIONAL or self.has_library(e.name)]
+        super().build_extensions()
+
+    def has_library(self, name: str) -> bool:
+        library, header, lost = OPTIONAL[name]
+        with tempfile.TemporaryDirectory() as work:
+            probe = Path(work, "probe.c")
+            probe.write_text(f"#include <{header}>\nint main(void) {{ return 0; }}\n")
+            try:
+                objects = self.compiler.compile([str(probe)], output_dir=work)
+                self.compiler.link_executable(objects, "probe", output_dir=work,
+                                              libraries=[library])
+                return True
+            except (CompileError, LinkError):
+                print(f"{name} is left out, as {header} or lib{library} is missing: {lost}.")
+                return False
+
+
 HEADERS = [str(p) for p in PYX.rglob("*.h")]
 EXTENSIONS = [extension(p, PYX) for p in sorted(PYX.rglob("*.pyx"))]
-if os.environ.get("VHOSTRT_TESTS"):
-    EXTENSIONS += [extension(p, Path(".")) for p in sorted(Path("tests").rglob("cy_*.pyx"))]
+if flag("VHOSTRT_TESTS"):
+    EXTENSIONS += [extension(p, Path(".")) for top in ("tests", "bench")
+                   for p in sorted(Path(top).rglob("cy_*.pyx"))]
 FORCE = changed()
 for ext in EXTENSIONS if FORCE else ():
     ext.force = True
@@ -84,8 +129,9 @@ for ext in EXTENSIONS if FORCE else ():
 setup(
     packages=find_packages(include=["vhostrt", "vhostrt.*"]),
     ext_modules=cythonize(EXTENSIONS, include_path=[str(PYX)], compiler_directives=DIRECTIVES,
-                          force=FORCE, emit_linenums=PROFILE in ("debug", "asan", "tsan")),
-    cmdclass={"build_py": BuildPy},
-    options={"build_ext": {"force": FORCE}},
+                          force=FORCE, nthreads=JOBS,
+                          emit_linenums=PROFILE in ("debug", "asan", "tsan")),
+    cmdclass={"build_py": BuildPy, "build_ext": BuildExt},
+    options={"build_ext": {"force": FORCE, "parallel": JOBS}},
     zip_safe=False,
 )

@@ -1,0 +1,1 @@
+"""The tests. `tests.lib` holds what several of them share."""
