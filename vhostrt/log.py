@@ -1,0 +1,113 @@
+"""Log lines on stderr, in the form of SPDK's, for Python and for compiled code.
+
+Threads: the control thread and its helpers; a reactor hands its records to the control thread.
+Fails:   never; a line that stderr does not take is lost.
+"""
+import sys
+import time
+
+ERROR, WARNING, NOTICE, INFO, DEBUG = range(5)
+NAMES = ("ERROR", "WARNING", "NOTICE", "INFO", "DEBUG")
+# Components whose INFO and DEBUG lines can be turned on one by one (-L, log_set_flag).
+FLAGS = frozenset((
+    "all", "app", "app_config", "bdev", "bdev_malloc", "bdev_null", "env", "reactor", "rpc",
+    "thread", "uring", "vhost", "vhost_blk", "vhost_ring", "vhost_rpc",
+))
+
+
+class Settings:
+    """What is printed. Written by the control thread alone."""
+
+    def __init__(self) -> None:
+        self.print_level = INFO             # lines above it are not printed
+        self.flags: set[str] = set()        # components whose INFO and DEBUG lines are on
+        self.timestamps = True
+
+
+settings = Settings()
+second = (0, "")                        # the last whole second and its text
+
+
+def clock() -> str:
+    """Return local time as [YYYY-MM-DD hh:mm:ss.us], formatting each second once."""
+    global second
+    now, nanoseconds = divmod(time.time_ns(), 10**9)
+    if second[0] != now:
+        second = (now, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now)))
+    return f"[{second[1]}.{nanoseconds // 1000:06d}] "
+
+
+def printable(text: str) -> str:
+    """Keep a line one line, whatever a client put into it."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def record(level: int, file: str, line: int, function: str, text: str) -> None:
+    """Print one record when its level is at or below the print level.
+
+    Compiled code calls this on the control thread with the place the record was made at.
+    """
+    if level > settings.print_level:
+        return
+    stamp = clock() if settings.timestamps else ""
+    try:
+        sys.stderr.write(f"{stamp}{file}:{line:4d}:{function}: *{NAMES[level]}*: "
+                         f"{printable(text)}\n")
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):
+        pass                            # a closed stderr is no reason to stop serving disks
+
+
+def enabled(flag: str) -> bool:
+    """True when the INFO and DEBUG lines of this component are on."""
+    return flag in settings.flags or "all" in settings.flags
+
+
+def from_caller(level: int, text: str) -> None:
+    """Print a record placed where the caller of error(), notice(), ... stands."""
+    code = sys._getframe(2)
+    record(level, code.f_code.co_filename.rpartition("/")[2], code.f_lineno,
+           code.f_code.co_name, text)
+
+
+def error(text: str) -> None:
+    """Say what failed."""
+    from_caller(ERROR, text)
+
+
+def warning(text: str) -> None:
+    """Say what is not as it should be, and goes on."""
+    if settings.print_level >= WARNING:
+        from_caller(WARNING, text)
+
+
+def notice(text: str) -> None:
+    """Say what an administrator wants to see in every run."""
+    if settings.print_level >= NOTICE:
+        from_caller(NOTICE, text)
+
+
+def info(flag: str, text: str) -> None:
+    """Say what helps to follow one component; printed when its flag is on."""
+    if settings.print_level >= INFO and enabled(flag):
+        from_caller(INFO, text)
+
+
+def debug(flag: str, text: str) -> None:
+    """Say every step of one component; printed when its flag is on."""
+    if settings.print_level >= DEBUG and enabled(flag):
+        from_caller(DEBUG, text)
+
+
+def set_up(print_level: int, flags: tuple[str, ...] = ()) -> None:
+    """Take the print level and the component flags of the command line.
+
+    Fails: ValueError for a flag that does not exist.
+    """
+    unknown = set(flags) - FLAGS
+    if unknown:
+        raise ValueError(f"unknown log flag {min(unknown)}")
+    settings.print_level = print_level
+    settings.flags = set(flags)

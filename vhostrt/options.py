@@ -1,0 +1,357 @@
+"""The command line: what can be said, and the record it becomes.
+
+Fails: UsageError with one sentence that names the option and its value.
+
+The letters are those of SPDK's vhost v18.04, the long names those of v26.05.
+"""
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from vhostrt import log, values
+from vhostrt.disks import Disk, name_disks, read_disk
+from vhostrt.values import shown
+
+SLEEP_US = 100                          # longest nap of --idle sleep without --max-delay-us
+DELAY_US_MAX = 1_000_000
+RPC_ADDR = "/var/tmp/vhostrt.sock"
+
+
+class UsageError(Exception):
+    """The command line cannot be followed; the text is the sentence for the user."""
+
+
+@dataclass(slots=True)
+class Options:
+    """What the program was asked to do. None: not said, the default is chosen where it is used.
+
+    Owner: the control thread; written by parse_args and the [Global] section, read by the rest.
+    """
+
+    show: str = ""                                  # "help" or "version": print that and leave
+    # Cores
+    cores: tuple[int, ...] | None = None            # CPU numbers, ascending; one lcore each
+    lcore_map: tuple[tuple[int, tuple[int, ...]], ...] | None = None    # (lcore, its CPUs)
+    main_core: int | None = None                    # lcore; the lowest one if None
+    core_locks: bool = True                         # claim each core against other instances
+    idle: str | None = None                         # spin, yield or sleep; None: see DESIGN.md
+    max_delay_us: int | None = None                 # microseconds an idle reactor may sleep
+    # Memory
+    mem_size: int | None = None                     # MiB of the environment's heap
+    mem_channels: int | None = None                 # channels of the memory controller
+    mem_file_dir: str | None = None                 # hugetlbfs directory of reserved files (-F)
+    huge_dir: str | None = None                     # hugetlbfs mount point
+    huge_unlink: bool = False
+    no_huge: bool = False
+    single_file_segments: bool = False
+    enforce_numa: bool = False
+    base_virtaddr: int | None = None                # address
+    iova_mode: str | None = None                    # pa or va
+    shm_id: int | None = None                       # None or negative: a private run
+    msg_mempool_size: int | None = None             # messages
+    env_context: tuple[str, ...] = ()               # further words for the environment
+    # PCI
+    no_pci: bool = False
+    pci_allowed: tuple[str, ...] = ()               # dddd:bb:dd.f
+    pci_blocked: tuple[str, ...] = ()
+    vfio_vf_token: str | None = None                # UUID
+    # Configuration and RPC
+    config: str | None = None                       # path; JSON or INI
+    ignore_init_errors: bool = False                # go on after failing entries of a JSON file
+    rpc_addr: str = RPC_ADDR                        # path of a unix socket, or host[:port]
+    rpc_server: bool = True
+    wait_for_rpc: bool = False
+    rpcs_allowed: tuple[str, ...] | None = None     # method names; None: all
+    # Process
+    pid_file: str | None = None
+    lock_file: str | None = None
+    limit_coredump: bool = False                    # leave the core dump limit alone
+    # Disks
+    socket_dir: str = ""                            # ends in a slash, or "": current directory
+    disks: tuple[Disk, ...] = ()
+    # Diagnosis
+    print_level: int = log.INFO
+    log_flags: tuple[str, ...] = ()
+    tpoint_groups: str | None = None
+    trace_entries: int | None = None                # per core; 0: no tracing at all
+    no_effect: tuple[str, ...] = ()                 # options given whose feature is not there yet
+
+    @property
+    def private(self) -> bool:
+        """True when no other process may attach to this one's memory."""
+        return self.shm_id is None or self.shm_id < 0
+
+
+@dataclass(slots=True, frozen=True)
+class Option:
+    """One line of the table below.
+
+    names    as typed, "-m --cpumask"
+    argument what the help calls the value; "" when the option takes none
+    field    the field of Options it sets
+    value    reads the text into the field's value; for an option without argument, the value
+    help     for --help
+    many     values add up in a tuple; otherwise the last one counts
+    later    the feature it belongs to, while that is not there
+    """
+
+    names: str
+    argument: str
+    field: str
+    value: Any
+    help: str
+    many: bool = False
+    later: str = ""
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    """Make a reader that takes only these words."""
+    def read(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"{shown(text)} is none of {', '.join(words)}")
+        return text
+    return read
+
+
+def number_between(low: int, high: int) -> Callable[[str], int]:
+    """Make a reader of a whole number in these bounds."""
+    return lambda text: values.read_number(text, low, high)
+
+
+def read_idle(text: str) -> str:
+    if text == "interrupt":
+        refuse_interrupt(text)
+    return one_of("spin", "yield", "sleep")(text)
+
+
+def refuse_interrupt(text: str) -> NoReturn:
+    raise ValueError("interrupt mode is not there yet, it comes with the event framework; "
+                     "sleep is the policy that saves power today")
+
+
+def read_log_flag(text: str) -> str:
+    if text not in log.FLAGS:
+        raise ValueError(f"unknown flag {shown(text)}; there are {', '.join(sorted(log.FLAGS))}")
+    return text
+
+
+INT_MAX = 2**31 - 1
+TRACING = "tracing"
+PCI = "the PCI bus"
+SHARED = "attaching of other processes"
+MEMORY = "this choice of memory"
+
+TABLE = (
+    Option("-h --help", "", "show", "help", "print this text and exit"),
+    Option("-v --version", "", "show", "version", "print the version and exit"),
+    Option("--disk", "SPEC", "disks", read_disk,
+           "serve a disk: malloc:SIZE or a file's path, with ,name=NAME ,socket=NAME ,ro behind it "
+           "where wanted; repeatable", many=True),
+    Option("-S", "DIR", "socket_dir", values.read_socket_dir,
+           "directory of the vhost sockets (default: current directory)"),
+    Option("-c --config --json", "FILE", "config", values.read_path, "configuration, JSON or INI"),
+    Option("--json-ignore-init-errors", "", "ignore_init_errors", True,
+           "go on when an entry of the JSON configuration fails"),
+    Option("-m --cpumask", "MASK", "cores", values.read_cpus,
+           "cores to run on: a mask, 0x3, or a list, [0,2-3] (default: the first CPU allowed)"),
+    Option("--lcores", "MAP", "lcore_map", values.read_lcore_map,
+           "lcores and the CPUs of each, 0@(2-3),1@4, instead of -m"),
+    Option("-p --main-core", "N", "main_core", number_between(0, 65535),
+           "main core (default: the lowest)"),
+    Option("--disable-cpumask-locks", "", "core_locks", False,
+           "do not claim the cores against other instances", later="claiming of cores"),
+    Option("--idle", "POLICY", "idle", read_idle,
+           "what a core without work does: spin, yield or sleep (default: yield, or spin when all "
+           "cores of -m are isolated)"),
+    Option("--max-delay-us", "N", "max_delay_us", number_between(1, DELAY_US_MAX),
+           f"longest sleep of an idle core in microseconds (default of --idle sleep: {SLEEP_US})"),
+    Option("--interrupt-mode", "", "idle", refuse_interrupt, "not there yet"),
+    Option("-s --mem-size", "SIZE", "mem_size", values.read_mib,
+           "memory of the environment in MiB, or with k, M, G (default: as needed)"),
+    Option("-F", "DIR", "mem_file_dir", values.read_path,
+           "hugetlbfs directory whose reserved files are the memory", later=MEMORY),
+    Option("--huge-dir", "DIR", "huge_dir", values.read_path, "hugetlbfs mount to take pages from",
+           later=MEMORY),
+    Option("-R --huge-unlink", "", "huge_unlink", True, "unlink hugepage files after mapping",
+           later=MEMORY),
+    Option("--no-huge", "", "no_huge", True, "use no hugepages (needs -s)", later=MEMORY),
+    Option("-g --single-file-segments", "", "single_file_segments", True,
+           "one file for each page size and node", later=MEMORY),
+    Option("--enforce-numa", "", "enforce_numa", True, "never take memory of another node",
+           later=MEMORY),
+    Option("-n --mem-channels", "N", "mem_channels", number_between(1, INT_MAX),
+           "memory channels", later=MEMORY),
+    Option("--base-virtaddr", "ADDR", "base_virtaddr", values.read_address,
+           "where memory is mapped", later=MEMORY),
+    Option("--iova-mode", "MODE", "iova_mode", one_of("pa", "va"), "device addresses: pa or va",
+           later=PCI),
+    Option("-i --shm-id", "ID", "shm_id", number_between(-INT_MAX, INT_MAX),
+           "shared memory id; negative: private (default)", later=SHARED),
+    Option("--msg-mempool-size", "N", "msg_mempool_size", number_between(1, INT_MAX),
+           "messages in the pool", later="a message pool of fixed size"),
+    Option("--env-context", "WORDS", "env_context", lambda text: tuple(text.split()),
+           "further words for the environment", later="passing of words to the environment"),
+    Option("-u --no-pci", "", "no_pci", True, "do not look at the PCI bus"),
+    Option("-A --pci-allowed", "ADDR", "pci_allowed", values.read_pci_address,
+           "use only this PCI device; repeatable", many=True, later=PCI),
+    Option("-B --pci-blocked", "ADDR", "pci_blocked", values.read_pci_address,
+           "leave this PCI device alone; repeatable", many=True, later=PCI),
+    Option("--vfio-vf-token", "UUID", "vfio_vf_token", values.read_uuid,
+           "token of a virtual function", later=PCI),
+    Option("-r --rpc-socket", "ADDR", "rpc_addr", values.read_rpc_address,
+           f"RPC address: a socket's path, or host[:port] (default: {RPC_ADDR})"),
+    Option("--no-rpc-server", "", "rpc_server", False, "start no RPC server"),
+    Option("--wait-for-rpc", "", "wait_for_rpc", True,
+           "start the subsystems only on framework_start_init"),
+    Option("--rpcs-allowed", "NAMES", "rpcs_allowed", values.read_names,
+           "comma list of the RPC methods to answer"),
+    Option("-f", "FILE", "pid_file", values.read_path, "write the process id to this file"),
+    Option("--lock-file", "FILE", "lock_file", values.read_path,
+           "lock against a second instance (default: vhostrt.lock in /run/vhostrt)"),
+    Option("-d --limit-coredump", "", "limit_coredump", True, "do not raise the core dump limit"),
+    Option("-q --silence-noticelog", "", "print_level", log.WARNING,
+           "print warnings and errors only"),
+    Option("-L -t --logflag", "FLAG", "log_flags", read_log_flag,
+           "print the debug lines of a component, or of all; repeatable", many=True),
+    Option("-e --tpoint-group", "GROUPS", "tpoint_groups", values.read_tpoint_groups,
+           "trace groups, by name or mask", later=TRACING),
+    Option("--num-trace-entries", "N", "trace_entries", values.read_power_or_zero,
+           "trace entries for each core; 0: none", later=TRACING),
+)
+Said = tuple[str, Option, str]            # the name as typed, its option, the text behind it
+BY_NAME = {name: option for option in TABLE for name in option.names.split()}
+
+
+def find_long(word: str) -> tuple[str, Option]:
+    """Find a long option by its name or, as getopt_long does, by a beginning only it has."""
+    if word in BY_NAME:
+        return word, BY_NAME[word]
+    names = [name for name in BY_NAME if name.startswith(word)]
+    if not names:
+        raise UsageError(f"there is no option {shown(word)}")
+    if len({BY_NAME[name].names for name in names}) > 1:
+        raise UsageError(f"option {shown(word)} may mean {' or '.join(names)}")
+    return names[0], BY_NAME[names[0]]
+
+
+def split_words(words: list[str]) -> Iterator[Said]:
+    """Yield (name, option, text) for each option among the words, in order."""
+    rest = iter(words)
+    for word in rest:
+        if word.startswith("--") and word != "--":
+            name, equals, text = word.partition("=")
+            name, option = find_long(name)
+            if equals and not option.argument:
+                raise UsageError(f"option {name} takes no value, and {shown(text)} was given")
+            if option.argument and not equals:
+                text = argument_of(name, rest)
+            yield name, option, text
+        elif word.startswith("-") and word not in ("-", "--"):
+            yield from split_letters(word[1:], rest)
+        else:
+            stray = next(rest, None) if word == "--" else word
+            if stray is not None:
+                raise UsageError(f"argument {shown(stray)} belongs to no option")
+
+
+def split_letters(letters: str, rest: Iterator[str]) -> Iterator[Said]:
+    """Yield what one word of short options says: `qd`, `m0x3`, `qm 0x3`."""
+    while letters:
+        name, letters = "-" + letters[0], letters[1:]
+        option = BY_NAME.get(name)
+        if option is None:
+            raise UsageError(f"there is no option {shown(name)}")
+        if option.argument:
+            yield name, option, letters or argument_of(name, rest)
+            return
+        yield name, option, ""
+
+
+def argument_of(name: str, rest: Iterator[str]) -> str:
+    text = next(rest, None)
+    if text is None:
+        raise UsageError(f"option {name} needs a value")
+    return text
+
+
+def apply(options: Options, name: str, option: Option, text: str) -> None:
+    """Set what one option says. Fails: UsageError."""
+    value = option.value
+    if callable(value):
+        try:
+            value = value(text)
+        except ValueError as error:
+            raise UsageError(f"option {name}: {error}") from None
+    if option.many:
+        value = (*getattr(options, option.field), value)
+    setattr(options, option.field, value)
+    if option.field == "log_flags":
+        options.print_level = log.DEBUG
+    if option.later:
+        options.no_effect += (f"option {name} has no effect: {option.later} is not there yet",)
+
+
+def check_together(options: Options) -> None:
+    """Refuse what does not go together. Fails: UsageError."""
+    refusals = (
+        (options.cores and options.lcore_map, "options -m and --lcores exclude each other"),
+        (options.pci_allowed and options.pci_blocked, "options -A and -B exclude each other"),
+        (options.wait_for_rpc and not options.rpc_server,
+         "option --wait-for-rpc needs the server that --no-rpc-server leaves out"),
+        (options.max_delay_us and options.idle not in (None, "sleep"),
+         f"option --max-delay-us belongs to --idle sleep, not to --idle {options.idle}"),
+        (options.no_huge and options.mem_size is None, "option --no-huge needs -s"),
+        (options.no_huge and (options.single_file_segments or options.huge_unlink
+                              or options.huge_dir or options.mem_file_dir),
+         "option --no-huge excludes -g, -R, --huge-dir and -F"),
+        (options.no_huge and options.iova_mode == "pa", "option --no-huge excludes --iova-mode pa"),
+    )
+    for wrong, sentence in refusals:
+        if wrong:
+            raise UsageError(sentence)
+    check_main_core(options)
+
+
+def check_main_core(options: Options) -> None:
+    lcores = options.cores or tuple(lcore for lcore, _ in options.lcore_map or ())
+    if lcores and options.main_core is not None and options.main_core not in lcores:
+        raise UsageError(f"option -p: main core {options.main_core} is not among the cores "
+                         f"{','.join(map(str, lcores))}")
+
+
+def parse_args(words: list[str]) -> Options:
+    """Read the words after the program's name.
+
+    -h and -v end the reading at once: what stands behind them is not looked at.
+    Fails: UsageError.
+    """
+    options = Options()
+    for name, option, text in split_words(words):
+        apply(options, name, option, text)
+        if options.show:
+            return options
+    check_together(options)
+    if options.max_delay_us:
+        options.idle = "sleep"
+    elif options.idle == "sleep":
+        options.max_delay_us = SLEEP_US
+    try:
+        options.disks = name_disks(options.disks, options.socket_dir)
+    except ValueError as error:
+        raise UsageError(f"option --disk: {error}") from None
+    return options
+
+
+def help_text() -> str:
+    """Make the text of --help from the table."""
+    from textwrap import fill
+    lines = ["vhostrt: a polled-mode vhost-user storage target", "", "usage: vhostrt [options]", ""]
+    indent = " " * 30
+    for option in TABLE:
+        head = "  " + ", ".join(option.names.split()) + (" " + option.argument).rstrip()
+        text = fill(option.help, 96, initial_indent=indent, subsequent_indent=indent)
+        if len(head) < len(indent) - 1:
+            lines.append(head.ljust(len(indent)) + text[len(indent):])
+        else:
+            lines += [head, text]
+    return "\n".join(lines) + "\n"
