@@ -36,7 +36,8 @@ SAN = ["-O1", "-g", "-fno-omit-frame-pointer", "-DVH_DEBUG=1"]
 PROFILES = {                            # (compile, link)
     "release": (["-O3", "-g1"], []),
     "debug": (["-Og", "-g3", "-DVH_DEBUG=1"], []),
-    "trace": (["-O0", "-DCYTHON_TRACE=1", "-DCYTHON_TRACE_NOGIL=1", "-DCYTHON_USE_SYS_MONITORING=0"], []),
+    "trace": (["-O0", "-DCYTHON_TRACE=1", "-DCYTHON_TRACE_NOGIL=1",
+               "-DCYTHON_USE_SYS_MONITORING=0"], []),
     "asan": ([*SAN, "-fsanitize=address,undefined"], ["-fsanitize=address,undefined"]),
     "tsan": ([*SAN, "-fsanitize=thread"], ["-fsanitize=thread"]),
 }
@@ -46,8 +47,7 @@ if PROFILE not in PROFILES:
 CFLAGS, LDFLAGS = BASE + PROFILES[PROFILE][0], PROFILES[PROFILE][1]
 if flag("VHOSTRT_NATIVE"):
     CFLAGS.append("-march=native")
-if flag("VHOSTRT_WERROR"):
-    CFLAGS.append("-Werror")
+WERROR = ["-Werror"] if flag("VHOSTRT_WERROR") else []      # makes no other code: no rebuild
 # Modules that need a C library which may be missing: (library, header, what is lost without it).
 OPTIONAL = {
     "vhostrt.bdev.uring": ("uring", "liburing.h", "files are served by helper threads"),
@@ -77,7 +77,7 @@ def changed() -> bool:
 def extension(pyx: Path, root: Path) -> Extension:
     name = ".".join(pyx.relative_to(root).with_suffix("").parts)
     return Extension(name, [str(pyx)], include_dirs=[str(PYX)], depends=HEADERS,
-                     extra_compile_args=CFLAGS, extra_link_args=LDFLAGS,
+                     extra_compile_args=CFLAGS + WERROR, extra_link_args=LDFLAGS,
                      libraries=[OPTIONAL[name][0]] if name in OPTIONAL else [])
 
 

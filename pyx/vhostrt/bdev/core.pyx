@@ -1,4 +1,5 @@
 """The block device layer: bdevs and channels as the control thread holds them."""
+import errno
 import uuid as uuid_module
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -38,7 +39,7 @@ cdef class Bdev:
 
     def __init__(self, str name not None, str product_name not None, uuid=None):
         if not name or len(name) > 255 or "/" in name or not name.isprintable():
-            raise ValueError(f"bdev name {name!r} must be 1 to 255 printable characters without '/'")
+            raise ValueError(f"bdev name {name!r} is not 1 to 255 printable characters without '/'")
         self.name = name
         self.product_name = product_name
         try:
@@ -76,7 +77,7 @@ cdef class Bdev:
 
     async def open_channel(self, uint32_t lcore, bint writable=True):
         """Return a Channel to be used on reactor `lcore` only; OSError when it cannot be had."""
-        raise NotImplementedError
+        raise OSError(errno.ENOTSUP, f"bdev {self.name}: a {self.product_name} has no channels")
 
     async def close_channel(self, Channel channel not None):
         """Give a channel back.  No request may be in flight on it."""
