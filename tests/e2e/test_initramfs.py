@@ -12,7 +12,8 @@ from tests.e2e.tools import GuestError, need, run
 
 def filtered(command, data, folder=None):
     """Return what a command makes of its standard input."""
-    return subprocess.run(command, input=data, cwd=folder, check=True, stdout=subprocess.PIPE).stdout
+    done = subprocess.run(command, input=data, cwd=folder, check=True, stdout=subprocess.PIPE)
+    return done.stdout
 
 
 def unpack(data, folder):
