@@ -1,0 +1,173 @@
+"""Bounded rings of pointers between threads: one struct, four ways to move.
+
+Owner:    whoever called ring_create, or the owner of the memory given to ring_init.
+Threads:  *_sp_* from one producer thread, *_mp_* from any number; *_sc_* from one consumer
+          thread, *_mc_* from any number.  A ring is used one way on each side for its life.
+Fails:    enqueue moves all or nothing, dequeue what is there; both say how many.
+"""
+from cython cimport unlikely
+from libc.stdint cimport uint32_t
+from vhostrt.base.atomics cimport (cas_u32, load_acquire_u32, load_relaxed_u32,
+                                   store_relaxed_u32, store_release_u32, u32_line)
+from vhostrt.base.check cimport dcheck
+
+cdef enum:
+    RING_MP_SC = 0              # many producers, one consumer
+    RING_SP_SC = 1
+    RING_MP_MC = 2
+    RING_COUNT_MAX = 0x40000000 # the largest power of two whose fill a 32-bit index can tell
+
+cdef struct ring_t:
+    # Indices run freely through 2^32 and are masked on use, so tail - head is the fill even
+    # after they wrap.  Each side has a head, moved when slots are taken, and a tail, moved
+    # when they have been written or read; between the two a thread is still copying.
+    uint32_t mask               # slots - 1; slots is a power of two
+    uint32_t capacity           # usable slots: one less than there are
+    uint32_t kind               # RING_*
+    uint32_t home               # where ring_free gives the memory back; ring.pyx
+    u32_line prod_head          # written by producers
+    uint32_t prod_tail
+    u32_line cons_head          # written by consumers
+    uint32_t cons_tail
+
+cdef size_t ring_size(uint32_t count) noexcept nogil
+cdef int ring_init(ring_t *r, uint32_t count, uint32_t kind) noexcept nogil
+cdef ring_t *ring_create(uint32_t count, uint32_t kind, int node) noexcept nogil
+cdef void ring_free(ring_t *r) noexcept nogil
+cdef void ring_await(const uint32_t *tail, uint32_t turn) noexcept nogil
+
+
+cdef inline void **ring_slots(ring_t *r) noexcept nogil:
+    """Return the slots; they follow the struct, on a cache line of their own."""
+    return <void **>(r + 1)
+
+
+cdef inline uint32_t ring_count(ring_t *r) noexcept nogil:
+    """Return how many objects are in; from other threads a value of the recent past."""
+    # The consumers' index first: read the other way round the difference could be negative.
+    cdef uint32_t tail = load_acquire_u32(&r.cons_tail)
+    return min(load_acquire_u32(&r.prod_tail) - tail, r.capacity)
+
+
+cdef inline void ring_put(ring_t *r, uint32_t head, void *const *objs, uint32_t n) noexcept nogil:
+    """Copy objects into the slots from index head on."""
+    cdef void **slots = ring_slots(r)
+    cdef uint32_t at = head & r.mask
+    cdef uint32_t i
+    if unlikely(at + n > r.mask + 1):
+        for i in range(n):
+            slots[(head + i) & r.mask] = objs[i]
+        return
+    for i in range(n):
+        slots[at + i] = objs[i]
+
+
+cdef inline void ring_get(ring_t *r, uint32_t head, void **objs, uint32_t n) noexcept nogil:
+    """Copy objects out of the slots from index head on."""
+    cdef void **slots = ring_slots(r)
+    cdef uint32_t at = head & r.mask
+    cdef uint32_t i
+    if unlikely(at + n > r.mask + 1):
+        for i in range(n):
+            objs[i] = slots[(head + i) & r.mask]
+        return
+    for i in range(n):
+        objs[i] = slots[at + i]
+
+
+cdef inline uint32_t ring_sp_enqueue(ring_t *r, void *const *objs, uint32_t n) noexcept nogil:
+    """Enqueue n objects or none, as the only producer; return n or 0."""
+    cdef uint32_t head = load_relaxed_u32(&r.prod_head)        # ours alone
+    # Acquire, with the release of cons_tail in a dequeue: those slots have been read.
+    cdef uint32_t room = r.capacity + load_acquire_u32(&r.cons_tail) - head
+    dcheck(room <= r.capacity)
+    if n > room:
+        return 0
+    store_relaxed_u32(&r.prod_head, head + n)
+    ring_put(r, head, objs, n)
+    # Release, with the acquire of prod_tail in a dequeue: the objects have arrived.
+    store_release_u32(&r.prod_tail, head + n)
+    return n
+
+
+cdef inline uint32_t ring_mp_enqueue(ring_t *r, void *const *objs, uint32_t n) noexcept nogil:
+    """Enqueue n objects or none, beside other producers; return n or 0."""
+    # Acquire, with the release in cas_u32 of the producer that moved the head here: we then
+    # read no older cons_tail than it did, so the difference below cannot become negative.
+    cdef uint32_t head = load_acquire_u32(&r.prod_head)
+    # A head that is already old only makes the room look larger, and then the cas fails.
+    while n <= r.capacity + load_acquire_u32(&r.cons_tail) - head:
+        if cas_u32(&r.prod_head, head, head + n):
+            ring_put(r, head, objs, n)
+            # Acquire, with the release of the producer before us: what is published below
+            # covers its objects too.
+            if unlikely(load_acquire_u32(&r.prod_tail) != head):
+                ring_await(&r.prod_tail, head)
+            store_release_u32(&r.prod_tail, head + n)
+            return n
+        head = load_acquire_u32(&r.prod_head)
+    return 0
+
+
+cdef inline uint32_t ring_sc_dequeue(ring_t *r, void **objs, uint32_t n) noexcept nogil:
+    """Dequeue up to n objects, oldest first, as the only consumer; return how many."""
+    cdef uint32_t head = load_relaxed_u32(&r.cons_head)        # ours alone
+    # Acquire, with the release of prod_tail in an enqueue: the objects have arrived.
+    cdef uint32_t used = load_acquire_u32(&r.prod_tail) - head
+    dcheck(used <= r.capacity)
+    n = min(n, used)
+    if n == 0:
+        return 0
+    store_relaxed_u32(&r.cons_head, head + n)
+    ring_get(r, head, objs, n)
+    # Release, with the acquire of cons_tail in an enqueue: the slots have been read.
+    store_release_u32(&r.cons_tail, head + n)
+    return n
+
+
+cdef inline uint32_t ring_mc_take(ring_t *r, void **objs, uint32_t n, bint bulk) noexcept nogil:
+    """Dequeue n objects (bulk: all or nothing) beside other consumers; return how many."""
+    # The orders are those of ring_mp_enqueue with the sides exchanged.
+    cdef uint32_t head = load_acquire_u32(&r.cons_head)
+    cdef uint32_t used = load_acquire_u32(&r.prod_tail) - head
+    cdef uint32_t take = n if n <= used else (0 if bulk else used)
+    while take:
+        if cas_u32(&r.cons_head, head, head + take):
+            ring_get(r, head, objs, take)
+            if unlikely(load_acquire_u32(&r.cons_tail) != head):
+                ring_await(&r.cons_tail, head)
+            store_release_u32(&r.cons_tail, head + take)
+            return take
+        head = load_acquire_u32(&r.cons_head)
+        used = load_acquire_u32(&r.prod_tail) - head
+        take = n if n <= used else (0 if bulk else used)
+    return 0
+
+
+cdef inline uint32_t ring_mc_dequeue(ring_t *r, void **objs, uint32_t n) noexcept nogil:
+    """Dequeue up to n objects, beside other consumers; return how many."""
+    return ring_mc_take(r, objs, n, False)
+
+
+cdef inline uint32_t ring_mc_dequeue_bulk(ring_t *r, void **objs, uint32_t n) noexcept nogil:
+    """Dequeue n objects or none, beside other consumers; return n or 0."""
+    return ring_mc_take(r, objs, n, True)
+
+
+cdef inline uint32_t ring_enqueue(ring_t *r, void *const *objs, uint32_t n) noexcept nogil:
+    """Enqueue n objects or none, the way the ring was made for; return n or 0."""
+    if r.kind == RING_SP_SC:
+        return ring_sp_enqueue(r, objs, n)
+    return ring_mp_enqueue(r, objs, n)
+
+
+cdef inline uint32_t ring_dequeue(ring_t *r, void **objs, uint32_t n) noexcept nogil:
+    """Dequeue up to n objects, the way the ring was made for; return how many."""
+    if r.kind == RING_MP_MC:
+        return ring_mc_dequeue(r, objs, n)
+    return ring_sc_dequeue(r, objs, n)
+
+
+cdef class Ring:
+    cdef ring_t *r              # owned; NULL only while __cinit__ fails
+    cdef Py_ssize_t shape
