@@ -14,7 +14,10 @@ Threads:  the control thread.
 Fails:    RpcError, and OSError for a negative errno; Dispatcher.call turns everything else into
           RpcError with INTERNAL_ERROR and one line in the log.
 """
+import asyncio
+import contextlib
 import enum
+import errno
 import os
 import re
 import traceback
@@ -106,6 +109,23 @@ def refuse(why: str) -> RpcError:
     return RpcError(INVALID_PARAMS, f"Invalid parameters: {why}")
 
 
+@contextlib.contextmanager
+def refusing():
+    """Around what checks values: its ValueError, one sentence, becomes the refusal of them."""
+    try:
+        yield
+    except ValueError as e:
+        raise refuse(str(e)) from e
+
+
+class Target(typing.Protocol):
+    """What the methods need of the program that they are methods of."""
+
+    subsystems: Any                     # vhostrt.subsystem.Registry
+    init_asked: asyncio.Event           # to be set, when the subsystems shall be initialised
+    initialised: asyncio.Event          # set when they are
+
+
 class Dispatcher:
     """Calls methods by name.
 
@@ -113,7 +133,7 @@ class Dispatcher:
     allowed: the names that clients may call, or None for all; the process itself may call all.
     """
 
-    def __init__(self, target: Any = None, *, table: dict[str, Method] = METHODS,
+    def __init__(self, target: Target | None = None, *, table: dict[str, Method] = METHODS,
                  allowed: Iterable[str] | None = None):
         self.table = table
         self.target = target
@@ -121,6 +141,11 @@ class Dispatcher:
         self.allowed = None if allowed is None else frozenset(allowed)
         if self.allowed is not None and (unknown := self.allowed - table.keys()):
             raise ValueError(f"no RPC method is named {', '.join(sorted(unknown))}")
+
+    def states_of(self, name: str) -> State | None:
+        """Return in which states the method `name` (str) may be called; None: no such method."""
+        known = self.table.get(name)
+        return known.states if known else None
 
     def exposes(self, name: str) -> bool:
         """Return whether clients may call `name` (str)."""
@@ -144,6 +169,8 @@ class Dispatcher:
             raise
         except OSError as e:
             raise of_os_error(e) from e
+        except MemoryError as e:
+            raise RpcError(-errno.ENOMEM, f"not enough memory for {name}") from e
         except Exception as e:
             raise internal(f"RPC method {name}", e) from e
 
@@ -185,6 +212,9 @@ def check(known: Method, params: Any) -> tuple:
         if params:
             raise refuse(f"{known.name} takes no parameters, not {shown(next(iter(params)))}")
         return ()
+    # 4.0 and 4e0 are the number 4 in JSON, and to SPDK.
+    params = {key: int(value) if isinstance(value, float) and value.is_integer() else value
+              for key, value in params.items()}
     try:
         return (msgspec.convert(params, known.parameters),)
     except (msgspec.ValidationError, RecursionError) as e:
@@ -209,8 +239,9 @@ def explain(text: str, params: dict, known: Method) -> str:
             return f"{known.name} has no parameter {shown(quoted[1])}"
         return reason
     hint = typing.get_type_hints(known.parameters, include_extras=True)[field[1]]
-    inner = "" if field[0] == path else f" ({reason} at {path[2:]})"
-    return f"'{field[1]}' must be {described(hint)}, not {shown(params.get(field[1]))}{inner}"
+    inner = field[0] != path or reason.startswith("Object")
+    where = f" ({reason} at {path[2:]})" if inner else ""
+    return f"'{field[1]}' must be {described(hint)}, not {shown(params.get(field[1]))}{where}"
 
 
 def described(hint: Any) -> str:
@@ -225,7 +256,7 @@ def described(hint: Any) -> str:
         return "one of " + ", ".join(map(str, arguments))
     if arguments and origin not in (list, dict, tuple):
         return " or ".join(described(a) for a in arguments if a is not type(None))
-    return NOUNS.get(origin or hint, "of another type")
+    return NOUNS.get(origin or hint, "an object")
 
 
 def shown(value: Any) -> str:
@@ -235,5 +266,5 @@ def shown(value: Any) -> str:
     try:
         text = msgspec.json.encode(value).decode()
     except (OverflowError, UnicodeEncodeError):
-        text = "a number out of range" if isinstance(value, int) else "an unreadable string"
+        return "what cannot be shown"
     return text if len(text) <= 60 else text[:57] + "..."
