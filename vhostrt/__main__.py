@@ -3,9 +3,10 @@
 Exit status: 0 stopped in order, 2 bad arguments, 1 could not start, else what stopped it.
 """
 import sys
+from contextlib import ExitStack
 
 from vhostrt import __version__, log
-from vhostrt.options import UsageError, help_text, parse_args
+from vhostrt.options import Options, UsageError, help_text, parse_args
 
 
 def main(words: list[str] | None = None) -> int:
@@ -18,8 +19,31 @@ def main(words: list[str] | None = None) -> int:
     if options.show:
         sys.stdout.write(help_text() if options.show == "help" else f"vhostrt v{__version__}\n")
         return 0
+    return run(options)
+
+
+def run(options: Options) -> int:
+    """Do what belongs to the process, and run the application in between."""
+    from vhostrt import process
+    from vhostrt.stop_signals import StopSignals
+    signals = StopSignals()
+    signals.install()
     log.set_up(options.print_level, options.log_flags)
-    return 0
+    process.raise_open_files()
+    if not options.limit_coredump:
+        process.raise_core_limit()
+    for sentence in options.no_effect:
+        log.warning(sentence)
+    with ExitStack() as at_exit:
+        try:
+            at_exit.callback(process.take_lock(options.lock_file).release)
+            if options.pid_file is not None:
+                at_exit.callback(process.PidFile(options.pid_file).remove)
+        except process.StartError as error:
+            print(f"vhostrt: {error}", file=sys.stderr)
+            return 1
+        from vhostrt import app
+        return app.run(options, signals) & 0xff
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 Fails: ConfigError with one line `file:line: why` for each thing that is wrong; the original logs
        those lines and goes on.
 """
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass, field
+from typing import Any
 
 from vhostrt import values
 from vhostrt.config import ConfigError
-from vhostrt.options import Options
+from vhostrt.options import Options, number_between
 from vhostrt.values import shown
 
 YES, NO = ("yes", "y", "true"), ("no", "n", "false")
@@ -130,15 +132,14 @@ def read_flag(text: str) -> bool:
     return text.lower() in YES
 
 
-# Key of [Global], the field of Options it sets, its reader, and what the field has when the
-# command line did not say it: the command line wins.
-GLOBAL_KEYS = (
-    ("SharedMemoryID", "shm_id",
-     lambda text: values.read_number(text, -values.INT_MAX, values.INT_MAX), (None, -1)),
-    ("ReactorMask", "cores", values.read_cpus, (None,)),
-    ("NoPci", "no_pci", read_flag, (False,)),
-    ("TpointGroupMask", "tpoint_groups", values.read_tpoint_groups, (None,)),
-)
+# Key of [Global], in lower case: the field of Options it sets, its reader, and what the field has
+# when the command line did not say it; the command line wins.
+GLOBAL_KEYS: dict[str, tuple[str, Callable[[str], Any], tuple[Any, ...]]] = {
+    "sharedmemoryid": ("shm_id", number_between(-values.INT_MAX, values.INT_MAX), (None, -1)),
+    "reactormask": ("cores", values.read_cpus, (None,)),
+    "nopci": ("no_pci", read_flag, (False,)),
+    "tpointgroupmask": ("tpoint_groups", values.read_tpoint_groups, (None,)),
+}
 
 
 def apply_item(options: Options, given: Options, item: Item) -> str | None:
@@ -148,11 +149,9 @@ def apply_item(options: Options, given: Options, item: Item) -> str | None:
     """
     if item.key.lower() == "comment":
         return None
-    for key, name, reader, unsaid in GLOBAL_KEYS:
-        if item.key.lower() == key.lower():
-            break
-    else:
+    if item.key.lower() not in GLOBAL_KEYS:
         return f"[Global] {shown(item.key)} means nothing to vhostrt"
+    name, reader, unsaid = GLOBAL_KEYS[item.key.lower()]
     # The grammar knows no comment behind a value; files have them, and were read without harm.
     words = item.values[:1] if item.values[1:] and item.values[1][:1] == "#" else item.values
     if len(words) != 1:
@@ -171,7 +170,6 @@ def apply(sections: list[Section], options: Options, path: str) -> list[str]:
 
     Fails: ConfigError, also for any other section: its module is not there yet.
     """
-    from copy import copy
     given, wrong, warnings = copy(options), [], []
     for section in sections:
         if section.name.lower() != "global":

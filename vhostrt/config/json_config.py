@@ -2,7 +2,6 @@
 
 Fails: ConfigError with the position in the file, subsystems[i].config[j], of what is wrong.
 """
-import json
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +35,7 @@ class Call:
 
 def parse(text: str, path: str) -> list[Call]:
     """Return the calls of a file's text, in order. Fails: ConfigError."""
+    import json
     try:
         root = json.loads(text)
     except json.JSONDecodeError as error:

@@ -1,0 +1,65 @@
+"""Which cores to run on, and what they do without work, where the user left it open.
+
+Threads: the control thread, before lcores exist.
+Fails:   StartError with a sentence.
+"""
+import os
+
+from vhostrt.options import Options
+from vhostrt.process import StartError
+from vhostrt.values import read_list
+
+CPUS = "/sys/devices/system/cpu"
+
+
+def listed(name: str) -> frozenset[int]:
+    """Return the CPUs of a list the kernel shows, such as "isolated"; none when it has none."""
+    try:
+        with open(f"{CPUS}/{name}", encoding="ascii") as file:
+            return frozenset(read_list(file.read().strip()))
+    except (OSError, ValueError):
+        return frozenset()
+
+
+def allowed() -> frozenset[int]:
+    """Return the CPUs this process may run on."""
+    return frozenset(os.sched_getaffinity(0))
+
+
+def choose_lcores(options: Options) -> dict[int, tuple[int, ...]]:
+    """Return the lcores and the CPUs of each, ascending.
+
+    Without -m, --lcores or ReactorMask: the first CPU the process may run on.
+    Fails: StartError for a CPU that this machine does not have.
+    """
+    if options.lcore_map is not None:
+        chosen = dict(options.lcore_map)
+    else:
+        chosen = {n: (n,) for n in options.cores or (min(allowed()),)}
+    online = listed("online") or allowed()
+    missing = sorted({n for cpus in chosen.values() for n in cpus} - online)
+    if missing:
+        raise StartError(f"core {missing[0]} is not on this machine, which has "
+                         f"{compact(online)} online")
+    return chosen
+
+
+def choose_idle(options: Options, lcores: dict[int, tuple[int, ...]]) -> str:
+    """Return the idle policy: as asked; else spin on isolated cores that were asked for, or yield.
+    """
+    if options.idle is not None:
+        return options.idle
+    asked = options.cores is not None or options.lcore_map is not None
+    cpus = {n for cpus in lcores.values() for n in cpus}
+    return "spin" if asked and cpus <= listed("isolated") else "yield"
+
+
+def compact(numbers: frozenset[int] | tuple[int, ...]) -> str:
+    """Write numbers as the list `a-b,c`."""
+    runs: list[list[int]] = []
+    for n in sorted(numbers):
+        if runs and n == runs[-1][-1] + 1:
+            runs[-1][1:] = [n]
+        else:
+            runs.append([n])
+    return ",".join("-".join(map(str, run)) for run in runs)

@@ -1,0 +1,168 @@
+"""The steps of the start, in order; the compiled parts are imported here, when they are needed.
+
+Threads: the control thread.
+Fails:   StartError, ConfigError, SubsystemError, OSError or MemoryError, each with a sentence.
+"""
+import asyncio
+import os
+
+from vhostrt import log
+from vhostrt.app import App, Step, text_of
+from vhostrt.config.json_config import RUNTIME, STARTUP, Replay
+from vhostrt.config.load import load
+from vhostrt.cores import allowed, choose_idle, choose_lcores
+from vhostrt.disks import BLOCK_SIZE, Disk
+from vhostrt.options import SLEEP_US
+from vhostrt.process import StartError
+from vhostrt.start_lines import print_start_lines
+from vhostrt.subsystems import all_subsystems
+
+
+class Configuration(Step):
+    """Read the configuration file, and settle what depends on it."""
+
+    name = "configuration"
+
+    async def start(self, app: App) -> None:
+        app.calls = load(app.options)
+        app.lcores = choose_lcores(app.options)
+        app.idle = choose_idle(app.options, app.lcores)
+        print_start_lines(app.options, app.lcores)
+
+
+class Environment(Step):
+    """Memory and lcores; the control thread leaves the CPUs of the lcores to them."""
+
+    name = "environment"
+
+    def __init__(self) -> None:
+        self.cpus = allowed()           # of the control thread, before it gives way
+
+    async def start(self, app: App) -> None:
+        from vhostrt.env import lcore, memory
+        memory.init(app.options.mem_size)
+        lcore.init(app.lcores, app.options.main_core)
+        rest = self.cpus - {cpu for cpus in app.lcores.values() for cpu in cpus}
+        if rest:
+            os.sched_setaffinity(0, rest)
+        log.notice(f"Total cores available: {len(app.lcores)}")
+
+    async def stop(self, app: App) -> None:
+        from vhostrt.env import lcore, memory
+        await asyncio.to_thread(lcore.fini)
+        memory.fini()
+        os.sched_setaffinity(0, self.cpus)
+
+
+class Reactors(Step):
+    """A reactor on each lcore, and the way between them and this thread."""
+
+    name = "reactors"
+
+    async def start(self, app: App) -> None:
+        from vhostrt.event import control, reactor
+        log.notice(f"Idle policy: {app.idle}")
+        reactor.init(app.lcores, app.idle, app.options.max_delay_us or SLEEP_US)
+        control.start()
+        reactor.start()
+        for lcore in app.lcores:
+            log.notice(f"Reactor started on core {lcore}")
+
+    async def stop(self, app: App) -> None:
+        from vhostrt.event import control, reactor
+        # Joining blocks, and a reactor may still want an answer of this thread.
+        await asyncio.to_thread(reactor.stop)
+        control.stop()
+        lost = reactor.fini()
+        if lost:
+            log.error(f"{lost} events were never run")
+
+
+class RpcService(Step):
+    """The RPC server; it answers once everything runs, or at once with --wait-for-rpc."""
+
+    name = "RPC server"
+
+    async def start(self, app: App) -> None:
+        from vhostrt.rpc import methods
+        from vhostrt.rpc.method import Dispatcher
+        from vhostrt.rpc.server import Server
+        try:
+            app.rpc = Dispatcher(app, table=methods.METHODS, allowed=app.options.rpcs_allowed)
+        except ValueError as error:
+            raise StartError(f"option --rpcs-allowed: {error}") from None
+        if app.options.rpc_server:
+            app.server = Server(app.rpc, paused=not app.options.wait_for_rpc)
+            await app.server.listen(app.options.rpc_addr)
+
+    async def stop(self, app: App) -> None:
+        if app.server is not None:
+            await app.server.close()
+
+
+class Subsystems(Step):
+    """The subsystems, and the calls of the configuration file before and after their start."""
+
+    name = "subsystems"
+
+    async def start(self, app: App) -> None:
+        for subsystem in all_subsystems(app.options):
+            app.subsystems.register(subsystem)
+        try:
+            await self.initialise(app)
+        except BaseException as error:
+            app.init_error = text_of(error)
+            raise
+        finally:
+            app.init_over.set()
+
+    async def initialise(self, app: App) -> None:
+        replay = Replay(app.calls, app.options.config or "", app.rpc.states_of, app.rpc.call,
+                        app.options.ignore_init_errors)
+        if app.options.wait_for_rpc:
+            await app.init_asked.wait()
+        await replay.run(STARTUP)
+        await app.subsystems.start()
+        app.rpc.enter_runtime()
+        await replay.run(RUNTIME)
+
+    async def stop(self, app: App) -> None:
+        await app.subsystems.stop()
+
+
+class Disks(Step):
+    """What --disk asks for: a bdev and a controller each. The subsystems remove them."""
+
+    name = "disks"
+
+    async def start(self, app: App) -> None:
+        for disk in app.options.disks:
+            await serve(disk)
+
+
+async def serve(disk: Disk) -> None:
+    """Make the bdev and the controller of one disk. Fails: StartError, MemoryError."""
+    from vhostrt.bdev import factory
+    from vhostrt.vhost import controller
+    try:
+        if disk.kind == "malloc":
+            await factory.create_malloc(disk.size // BLOCK_SIZE, BLOCK_SIZE, disk.name)
+        else:
+            await factory.create_file(disk.name, disk.path, readonly=disk.readonly)
+        made = await controller.create_blk(
+            os.path.basename(disk.socket), disk.name, readonly=disk.readonly,
+            socket_path=disk.socket if "/" in disk.socket else None)
+    except (OSError, ValueError) as error:
+        raise StartError(f"disk {disk.name}: {text_of(error)}") from error
+    log.notice(f"{disk.name} is served at {made.path}")
+
+
+def open_to_clients(app: App) -> None:
+    """The start callback: clients of the RPC that came early get their answers from here on."""
+    if app.server is not None:
+        app.server.resume()
+
+
+def all_steps() -> list[Step]:
+    """Make the steps of one run, in order."""
+    return [Configuration(), Environment(), Reactors(), RpcService(), Subsystems(), Disks()]

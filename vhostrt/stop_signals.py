@@ -1,0 +1,52 @@
+"""SIGINT and SIGTERM, from the first line of the program to its last.
+
+The handlers stay for the whole life of the process, so that no moment is left in which a signal
+would end it with its pid file and its sockets still there. What they do is note the first signal
+and wake the loop; the stopping is done there, in order.
+
+Threads: installed on the main thread, where Python runs handlers; lcores have them blocked.
+"""
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Protocol
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+class Loop(Protocol):
+    """What is needed of an asyncio loop."""
+
+    def call_soon_threadsafe(self, callback: Callable[[int], None], number: int, /) -> object: ...
+
+
+class StopSignals:
+    """The stopping signals of this process; a signal before attach() is delivered by attach()."""
+
+    def __init__(self) -> None:
+        self.early: int | None = None
+        self.loop: Loop | None = None
+        self.callback: Callable[[int], None] | None = None
+
+    def install(self) -> None:
+        """Take the signals over, and unblock them, whatever the parent process did to them."""
+        for number in STOPPING:
+            signal.signal(number, self.handle)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        if self.loop is not None and self.callback is not None:
+            self.loop.call_soon_threadsafe(self.callback, number)
+        elif self.early is None:
+            self.early = number
+
+    def attach(self, loop: Loop, callback: Callable[[int], None]) -> None:
+        """Call callback(signal number) in the loop for each signal from now on."""
+        self.loop, self.callback = loop, callback
+        if self.early is not None:
+            loop.call_soon_threadsafe(callback, self.early)
+
+    def detach(self) -> None:
+        """Let later signals pass without effect; the loop is about to close."""
+        self.loop = self.callback = None
