@@ -31,12 +31,31 @@ def check_identity(name: str, uuid: str | None) -> None:
     registry.check_free(name, uuid)
 
 
+def check_size(num_blocks: int, block_size: int) -> None:
+    """Refuse what no bdev can have before it meets a C integer; the bdev looks closer."""
+    if not 0 < num_blocks < 1 << 62:
+        raise ValueError(f"num_blocks {num_blocks} must be from 1 to 2**62")
+    check_block_size(block_size)
+
+
+def check_block_size(block_size: int) -> None:
+    if not 512 <= block_size <= 65536:
+        raise ValueError(f"block size {block_size} must be a power of two from 512 to 65536")
+
+
 def check_physical(physical_block_size: int | None, block_size: int) -> int:
     size = physical_block_size or block_size
     if size < block_size or size % block_size or size & (size - 1):
         raise ValueError(f"physical block size {size} must be a power of two and not below the "
                          f"block size {block_size}")
     return size
+
+
+def check_file(name: str, block_size: int | None, uuid: str | None) -> None:
+    """block_size 0 or None: the device's own."""
+    if block_size:
+        check_block_size(block_size)
+    check_identity(name, uuid)
 
 
 def refuse_metadata(md_size: int | None, dif_type: int | None) -> None:
@@ -67,11 +86,13 @@ async def create_malloc(num_blocks: int, block_size: int = 512, name: str | None
     optimal_io_boundary is kept as a hint: nothing has to be split for memory.
     """
     refuse_metadata(md_size, dif_type)
+    check_size(num_blocks, block_size)
+    physical = check_physical(physical_block_size, block_size)
     name = name or free_name("Malloc{}")
     check_identity(name, uuid)
     numa_id = -1 if numa_id is None else numa_id
     bdev = MallocBdev(name, num_blocks, block_size, uuid, numa_id)
-    bdev.hints |= {"physical_block_size": check_physical(physical_block_size, block_size),
+    bdev.hints |= {"physical_block_size": physical,
                    "optimal_io_boundary": optimal_io_boundary or 0, "numa_id": numa_id}
     return await add(bdev)
 
@@ -90,9 +111,11 @@ async def create_null(name: str, num_blocks: int, block_size: int = 512, uuid: s
     The preferred_ and optimal_ sizes are in blocks and only reported.
     """
     refuse_metadata(md_size, dif_type)
+    check_size(num_blocks, block_size)
+    physical = check_physical(physical_block_size, block_size)
     check_identity(name, uuid)
     bdev = NullBdev(name, num_blocks, block_size, uuid)
-    bdev.hints |= {"physical_block_size": check_physical(physical_block_size, block_size),
+    bdev.hints |= {"physical_block_size": physical,
                    "preferred_write_alignment": preferred_write_alignment or 0,
                    "preferred_write_granularity": preferred_write_granularity or 0,
                    "optimal_write_size": optimal_write_size or 0,
@@ -112,7 +135,7 @@ async def create_aio(name: str, filename: str, block_size: int | None = None,
     from vhostrt.bdev.aio import AioBdev
     if nowait:
         raise ValueError("nowait is refused: the helper threads of an AIO disk may wait")
-    check_identity(name, uuid)
+    check_file(name, block_size, uuid)
     return await add(await AioBdev.create(name, filename, block_size or 0, readonly, uuid))
 
 
@@ -123,7 +146,7 @@ async def create_uring(name: str, filename: str, block_size: int | None = None,
     OSError(ENOTSUP) tells why when io_uring cannot be had.
     """
     from vhostrt.bdev.file import uring_class
-    check_identity(name, uuid)
+    check_file(name, block_size, uuid)
     return await add(await uring_class().create(name, filename, block_size or 0, readonly, uuid))
 
 
@@ -131,7 +154,7 @@ async def create_file(name: str, filename: str, block_size: int | None = None,
                       readonly: bool = False, uuid: str | None = None) -> str:
     """Serve a file or block device in the best way there is; return the bdev's name."""
     from vhostrt.bdev.file import create_file_bdev
-    check_identity(name, uuid)
+    check_file(name, block_size, uuid)
     return await add(await create_file_bdev(name, filename, block_size or 0, readonly, uuid))
 
 

@@ -115,10 +115,15 @@ cdef class Bdev:
     cdef readonly str name
     cdef readonly str product_name      # "Malloc disk"
     cdef readonly str uuid
-    cdef public dict driver_specific    # for bdev_get_bdevs
-    cdef int setup(self, uint64_t num_blocks, uint32_t block_size, uint32_t types) except -1
-    cdef Channel channel_new(self, uint32_t lcore, bdev_submit_fn submit, void *ctx, bint writable)
+    cdef readonly dict driver_specific  # for bdev_get_bdevs
+    cdef readonly dict hints            # of {str: int}: what else it likes to be told of it
+    cdef bdev_submit_fn submit          # the module's
+    cdef int setup(self, uint64_t num_blocks, uint32_t block_size, uint32_t types,
+                   bdev_submit_fn submit) except -1
+    cdef Channel channel_new(self, uint32_t lcore, void *ctx, bint writable)
+    cdef int check_idle(self, Channel channel) except -1
 
 cdef class Channel:
     cdef bdev_channel_t *c              # owned; 64-aligned
     cdef readonly Bdev bdev             # kept alive: c.bdev points into it
+    cdef object station                 # the module's own for this reactor, what c.ctx points into

@@ -1,5 +1,4 @@
 """The block device layer: bdevs and channels as the control thread holds them."""
-import errno
 import uuid as uuid_module
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -27,8 +26,9 @@ cdef void *zalloc_lines(size_t size) except NULL:
 
 
 cdef class Bdev:
-    """A block device.  Subclasses are the modules; they override open_channel, and close if they
-    own more than the base does.
+    """A block device.  Subclasses are the modules: __init__ calls setup; open_channel and
+    close_channel are overridden when channels of one reactor share something, and close when the
+    bdev owns more than the base does.
 
     name: str, unique among bdevs.  uuid: str or None for a random one.  product_name: str.
     Threads: the control thread.  Source: bdev_get_bdevs.
@@ -47,12 +47,14 @@ cdef class Bdev:
         except (ValueError, AttributeError, TypeError):
             raise ValueError(f"uuid {uuid!r} is not a UUID") from None
         self.driver_specific = {}
+        self.hints = {}
 
     def __dealloc__(self):
         free(self.b)
 
-    cdef int setup(self, uint64_t num_blocks, uint32_t block_size, uint32_t types) except -1:
-        """Set the geometry; ValueError names what is wrong with it."""
+    cdef int setup(self, uint64_t num_blocks, uint32_t block_size, uint32_t types,
+                   bdev_submit_fn submit) except -1:
+        """Set the geometry and the way in; ValueError names what is wrong with the geometry."""
         if block_size < 512 or block_size > 65536 or block_size & (block_size - 1):
             raise ValueError(f"block size {block_size} must be a power of two from 512 to 65536")
         if num_blocks == 0 or num_blocks > (<uint64_t>1 << 62) // block_size:
@@ -60,14 +62,15 @@ cdef class Bdev:
         self.b.num_blocks = num_blocks
         self.b.block_size = block_size
         self.b.types = types
+        self.submit = submit
         return 0
 
-    cdef Channel channel_new(self, uint32_t lcore, bdev_submit_fn submit, void *ctx, bint writable):
+    cdef Channel channel_new(self, uint32_t lcore, void *ctx, bint writable):
         """A channel for one reactor; `writable` False leaves the modifying types out."""
         cdef Channel channel = Channel.__new__(Channel)
         channel.bdev = self
         channel.c.bdev = self.b
-        channel.c.submit = submit
+        channel.c.submit = self.submit
         channel.c.ctx = ctx
         channel.c.lcore = lcore
         channel.c.types = self.b.types
@@ -77,12 +80,18 @@ cdef class Bdev:
 
     async def open_channel(self, uint32_t lcore, bint writable=True):
         """Return a Channel to be used on reactor `lcore` only; OSError when it cannot be had."""
-        raise OSError(errno.ENOTSUP, f"bdev {self.name}: a {self.product_name} has no channels")
+        return self.channel_new(lcore, NULL, writable)
 
     async def close_channel(self, Channel channel not None):
-        """Give a channel back.  No request may be in flight on it."""
+        """Give a channel back, once.  No request may be in flight on it."""
+        self.check_idle(channel)
+
+    cdef int check_idle(self, Channel channel) except -1:
+        if channel.bdev is not self:
+            raise ValueError(f"the channel is not one of bdev {self.name}")
         if channel.inflight:
             raise RuntimeError(f"bdev {self.name}: {channel.inflight} requests are in flight")
+        return 0
 
     async def close(self):
         """Free what the bdev holds.  Every channel has been closed before."""
