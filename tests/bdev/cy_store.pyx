@@ -3,7 +3,8 @@ import random
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
-from vhostrt.bdev.core cimport BDEV_WRITE, BDEV_WRITE_ZEROES, bdev_channel_t, bdev_io_t, bdev_t, iovec
+from vhostrt.bdev.core cimport (BDEV_WRITE, BDEV_WRITE_ZEROES, bdev_channel_t, bdev_io_t, bdev_t,
+                                iovec)
 from vhostrt.bdev.store cimport (STORE_IOVS, STORE_PIECE, STORE_ZEROES, piece_t, progress_of,
                                  store_advance, store_begin, store_piece, store_t)
 
