@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import vhostrt
+from vhostrt.process import take_lock
 
 ROOT = Path(__file__).parent.parent
 
@@ -55,3 +56,40 @@ def test_help_loads_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, capture_output=True,
                           text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.fixture
+def locked(tmp_path):
+    """The path of a lock that this process holds."""
+    lock = take_lock(str(tmp_path / "lock"))
+    yield lock.path
+    lock.release()
+
+
+def test_a_second_instance_is_refused_and_leaves_the_pid_file(locked, tmp_path):
+    (tmp_path / "pid").write_text("of the first\n")
+    done = run("--lock-file", locked, "-f", str(tmp_path / "pid"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (f"vhostrt: another vhostrt (process {os.getpid()}) holds the lock "
+                           f"'{locked}'; stop it, or give this one its own with --lock-file\n")
+    assert (tmp_path / "pid").read_text() == "of the first\n"
+
+
+def test_help_version_and_refusals_do_not_touch_the_lock(locked, tmp_path):
+    for word, status in (("-h", 0), ("-v", 0), ("-Z", 2)):
+        assert run("--lock-file", locked, "-f", str(tmp_path / "pid"), word).returncode == status
+    assert not (tmp_path / "pid").exists()
+
+
+def test_a_pid_file_that_cannot_be_written(tmp_path):
+    done = run("--lock-file", str(tmp_path / "lock"), "-f", str(tmp_path / "none" / "pid"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("vhostrt: Couldn't create pid file ")
+    take_lock(str(tmp_path / "lock")).release()
+
+
+def test_options_without_effect_are_named(locked):
+    lines = run("--lock-file", locked, "-e", "bdev", "-B", "5e:0.0").stderr.splitlines()
+    assert "*WARNING*: option -e has no effect: tracing is not there yet" in lines[0]
+    assert "*WARNING*: option -B has no effect: the PCI bus is not there yet" in lines[1]
+    assert len(lines) == 3

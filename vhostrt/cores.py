@@ -1,12 +1,10 @@
 """Which cores to run on, and what they do without work, where the user left it open.
 
 Threads: the control thread, before lcores exist.
-Fails:   StartError with a sentence.
 """
 import os
 
 from vhostrt.options import Options
-from vhostrt.process import StartError
 from vhostrt.values import read_list
 
 CPUS = "/sys/devices/system/cpu"
@@ -21,27 +19,15 @@ def listed(name: str) -> frozenset[int]:
         return frozenset()
 
 
-def allowed() -> frozenset[int]:
-    """Return the CPUs this process may run on."""
-    return frozenset(os.sched_getaffinity(0))
-
-
 def choose_lcores(options: Options) -> dict[int, tuple[int, ...]]:
     """Return the lcores and the CPUs of each, ascending.
 
     Without -m, --lcores or ReactorMask: the first CPU the process may run on.
-    Fails: StartError for a CPU that this machine does not have.
+    Whether this machine has them is looked at when they are started.
     """
     if options.lcore_map is not None:
-        chosen = dict(options.lcore_map)
-    else:
-        chosen = {n: (n,) for n in options.cores or (min(allowed()),)}
-    online = listed("online") or allowed()
-    missing = sorted({n for cpus in chosen.values() for n in cpus} - online)
-    if missing:
-        raise StartError(f"core {missing[0]} is not on this machine, which has "
-                         f"{compact(online)} online")
-    return chosen
+        return dict(options.lcore_map)
+    return {n: (n,) for n in options.cores or (min(os.sched_getaffinity(0)),)}
 
 
 def choose_idle(options: Options, lcores: dict[int, tuple[int, ...]]) -> str:

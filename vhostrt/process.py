@@ -11,6 +11,8 @@ import stat
 from vhostrt import log
 
 OPEN_FILES_WANTED = 1 << 20             # descriptors; a client brings some for each queue
+OPEN_FILES_ENOUGH = 4096                # below it there is a warning
+UNLIMITED = 2**63
 CORE_LIMIT = 5 << 30                    # bytes of a core dump, as in SPDK v26.05
 LOCK_NAME = "vhostrt.lock"
 
@@ -24,24 +26,23 @@ def reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def raise_limit(which: int, name: str, wanted: int) -> None:
+def raise_limit(which: int, wanted: int) -> int:
     """Raise a soft limit to wanted, and the hard one with it where that is allowed.
 
-    Nothing is ever lowered. What cannot be had is a warning.
+    Nothing is ever lowered. Return the soft limit now.
     """
-    soft, hard = (value if value != resource.RLIM_INFINITY else 2**63 for value in
-                  resource.getrlimit(which))
-    if soft >= wanted:
-        return
+    soft, hard = (value if value != resource.RLIM_INFINITY else UNLIMITED
+                  for value in resource.getrlimit(which))
     for reachable in (wanted, min(wanted, hard)):
+        if soft >= reachable:
+            break
         higher = max(hard, reachable)
         try:
-            resource.setrlimit(which, (reachable, higher if higher < 2**63 else -1))
-            break
+            resource.setrlimit(which, (reachable, higher if higher < UNLIMITED else -1))
+            return reachable
         except (OSError, ValueError):
             continue
-    if resource.getrlimit(which)[0] == soft:
-        log.warning(f"the limit of {name} stays at {soft}: raising it is not allowed")
+    return soft
 
 
 def raise_open_files() -> None:
@@ -52,12 +53,15 @@ def raise_open_files() -> None:
             wanted = min(wanted, int(file.read()))
     except (OSError, ValueError):
         pass                            # no /proc: setrlimit itself knows what is too much
-    raise_limit(resource.RLIMIT_NOFILE, "open files", wanted)
+    limit = raise_limit(resource.RLIMIT_NOFILE, wanted)
+    if limit < OPEN_FILES_ENOUGH:
+        log.warning(f"at most {limit} files can be open, and the limit may not be raised: clients "
+                    "with many queues may be turned away")
 
 
 def raise_core_limit() -> None:
-    """Let a crash leave a core dump of up to 5 GiB."""
-    raise_limit(resource.RLIMIT_CORE, "core dumps", CORE_LIMIT)
+    """Let a crash leave a core dump of up to 5 GiB, where that is allowed."""
+    raise_limit(resource.RLIMIT_CORE, CORE_LIMIT)
 
 
 class Lock:

@@ -10,7 +10,7 @@ from vhostrt import log
 from vhostrt.app import App, Step, text_of
 from vhostrt.config.json_config import RUNTIME, STARTUP, Replay
 from vhostrt.config.load import load
-from vhostrt.cores import allowed, choose_idle, choose_lcores
+from vhostrt.cores import choose_idle, choose_lcores
 from vhostrt.disks import BLOCK_SIZE, Disk
 from vhostrt.options import SLEEP_US
 from vhostrt.process import StartError
@@ -31,27 +31,24 @@ class Configuration(Step):
 
 
 class Environment(Step):
-    """Memory and lcores; the control thread leaves the CPUs of the lcores to them."""
+    """Lcores and memory; the control thread leaves the CPUs of the lcores to them."""
 
     name = "environment"
 
-    def __init__(self) -> None:
-        self.cpus = allowed()           # of the control thread, before it gives way
-
     async def start(self, app: App) -> None:
         from vhostrt.env import lcore, memory
-        memory.init(app.options.mem_size)
-        lcore.init(app.lcores, app.options.main_core)
-        rest = self.cpus - {cpu for cpus in app.lcores.values() for cpu in cpus}
-        if rest:
-            os.sched_setaffinity(0, rest)
+        try:
+            lcore.init(app.lcores, app.options.main_core)
+            memory.init(app.options.mem_size)
+        except ValueError as error:
+            raise StartError(str(error)) from error
+        lcore.control_affinity(list(app.lcores))
         log.notice(f"Total cores available: {len(app.lcores)}")
 
     async def stop(self, app: App) -> None:
         from vhostrt.env import lcore, memory
-        await asyncio.to_thread(lcore.fini)
+        lcore.fini()
         memory.fini()
-        os.sched_setaffinity(0, self.cpus)
 
 
 class Reactors(Step):
