@@ -5,6 +5,7 @@ from collections import deque
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vhostrt.env.ring import Ring
 
 KINDS = ["mp_sc", "sp_sc", "mp_mc"]

@@ -1,0 +1,160 @@
+"""RPC methods of block devices: making, deleting and listing them."""
+import asyncio
+import errno
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from vhostrt.bdev import factory, registry
+from vhostrt.rpc.method import Count, Dispatcher, Name, Parameters, Path, Positive, method, refusing
+
+LOOK_S = 0.01                           # between two looks for a bdev that is waited for
+
+Size32 = Annotated[int, Meta(ge=0, le=2**32 - 1, description="an integer from 0 to 2^32 - 1")]
+BlockSize = Annotated[int, Meta(ge=1, le=2**31, description="a positive number of bytes")]
+Node = Annotated[int, Meta(ge=-1, le=1023, description="a NUMA node, or -1 for any")]
+
+
+class MallocCreate(Parameters):
+    """A RAM disk.  Sizes: num_blocks blocks of block_size bytes."""
+
+    num_blocks: Positive
+    block_size: BlockSize
+    physical_block_size: Size32 | None = None
+    name: Name | None = None
+    uuid: str | None = None
+    optimal_io_boundary: Size32 | None = None
+    md_size: Size32 | None = None
+    md_interleave: bool | None = None
+    dif_type: Size32 | None = None
+    dif_is_head_of_md: bool | None = None
+    dif_pi_format: Size32 | None = None
+    numa_id: Node | None = None
+
+
+class NullCreate(Parameters):
+    """A disk that forgets what is written.  Sizes: num_blocks blocks of block_size bytes."""
+
+    name: Name
+    num_blocks: Positive
+    block_size: BlockSize
+    physical_block_size: Size32 | None = None
+    uuid: str | None = None
+    md_size: Size32 | None = None
+    dif_type: Size32 | None = None
+    dif_is_head_of_md: bool | None = None
+    dif_pi_format: Size32 | None = None
+    preferred_write_alignment: Size32 | None = None
+    preferred_write_granularity: Size32 | None = None
+    optimal_write_size: Size32 | None = None
+    preferred_unmap_alignment: Size32 | None = None
+    preferred_unmap_granularity: Size32 | None = None
+
+
+class AioCreate(Parameters):
+    """A file or block device, served by helper threads."""
+
+    name: Name
+    filename: Path
+    block_size: BlockSize | None = None
+    readonly: bool = False
+    fallocate: bool = False
+    uuid: str | None = None
+    nowait: bool = False
+
+
+class UringCreate(Parameters):
+    """A file or block device, served through io_uring."""
+
+    name: Name
+    filename: Path
+    block_size: BlockSize | None = None
+    uuid: str | None = None
+    readonly: bool = False
+
+
+class Named(Parameters):
+    """name: of the bdev, or its uuid."""
+
+    name: Name
+
+
+class GetBdevs(Parameters):
+    """name: of the one bdev to describe.  timeout: milliseconds to wait for it to appear."""
+
+    name: Name | None = None
+    timeout: Count = 0
+
+
+async def create(make, params: Parameters) -> str:
+    with refusing():
+        return await make(**msgspec.structs.asdict(params))
+
+
+@method("bdev_malloc_create", aliases=("construct_malloc_bdev",))
+async def bdev_malloc_create(rpc: Dispatcher, params: MallocCreate) -> str:
+    """Make a RAM disk and return its name."""
+    return await create(factory.create_malloc, params)
+
+
+@method("bdev_null_create", aliases=("construct_null_bdev",))
+async def bdev_null_create(rpc: Dispatcher, params: NullCreate) -> str:
+    """Make a disk that forgets what is written and return its name."""
+    return await create(factory.create_null, params)
+
+
+@method("bdev_aio_create", aliases=("construct_aio_bdev",))
+async def bdev_aio_create(rpc: Dispatcher, params: AioCreate) -> str:
+    """Serve a file or block device through helper threads and return the bdev's name."""
+    return await create(factory.create_aio, params)
+
+
+@method("bdev_uring_create")
+async def bdev_uring_create(rpc: Dispatcher, params: UringCreate) -> str:
+    """Serve a file or block device through io_uring and return the bdev's name."""
+    return await create(factory.create_uring, params)
+
+
+@method("bdev_malloc_delete", aliases=("delete_malloc_bdev",))
+async def bdev_malloc_delete(rpc: Dispatcher, params: Named) -> bool:
+    """Delete a RAM disk, when those who use it have let go of it."""
+    await factory.delete(params.name, "malloc")
+    return True
+
+
+@method("bdev_null_delete", aliases=("delete_null_bdev",))
+async def bdev_null_delete(rpc: Dispatcher, params: Named) -> bool:
+    """Delete a null disk, when those who use it have let go of it."""
+    await factory.delete(params.name, "null")
+    return True
+
+
+@method("bdev_aio_delete", aliases=("delete_aio_bdev",))
+async def bdev_aio_delete(rpc: Dispatcher, params: Named) -> bool:
+    """Stop serving a file through helper threads, when its users have let go of it."""
+    await factory.delete(params.name, "aio")
+    return True
+
+
+@method("bdev_uring_delete")
+async def bdev_uring_delete(rpc: Dispatcher, params: Named) -> bool:
+    """Stop serving a file through io_uring, when its users have let go of it."""
+    await factory.delete(params.name, "uring")
+    return True
+
+
+@method("bdev_get_bdevs", aliases=("get_bdevs",), waits=True)
+async def bdev_get_bdevs(rpc: Dispatcher, params: GetBdevs) -> list[dict]:
+    """Return what there is to say of all bdevs, or of one."""
+    if params.name is None:
+        return [registry.describe(bdev) for bdev in registry.bdevs()]
+    clock = asyncio.get_running_loop().time
+    end = clock() + params.timeout / 1000
+    while True:
+        try:
+            return [registry.describe(registry.get(params.name))]
+        except OSError as e:
+            if e.errno != errno.ENODEV or clock() >= end:
+                raise
+        await asyncio.sleep(LOOK_S)

@@ -1,0 +1,103 @@
+"""RPC methods of vhost controllers: making, deleting and listing them."""
+from vhostrt.rpc.method import Dispatcher, Name, Parameters, Path, method, refuse, refusing, shown
+from vhostrt.values import read_cpus
+from vhostrt.vhost import controller
+from vhostrt.vhost.controller import BlkController
+from vhostrt.vhost.ring import Ring
+from vhostrt.vhost.session import Session
+
+TRANSPORT = "vhost_user_blk"
+# Interrupts are not delayed: what SPDK tells of a controller whose coalescing nobody has set.
+COALESCING = {"delay_base_us": 0, "iops_threshold": 60000}
+
+
+class CreateBlk(Parameters):
+    """ctrlr: name of the controller and its socket.  dev_name: of the bdev, or its uuid.
+
+    cpumask: cores on which its queues may run, as for -m.  socket: path of the socket, where it is
+    not the controller's name in the directory of the sockets.
+    """
+
+    ctrlr: Name
+    dev_name: Name
+    cpumask: str | None = None
+    transport: str = TRANSPORT
+    socket: Path | None = None
+    readonly: bool = False
+    packed_ring: bool = False
+    packed_ring_recovery: bool = False
+
+
+class Delete(Parameters):
+    """ctrlr: name of the controller."""
+
+    ctrlr: Name
+
+
+class Query(Parameters):
+    """name: of the only one to describe."""
+
+    name: Name | None = None
+
+
+@method("vhost_create_blk_controller", aliases=("construct_vhost_blk_controller",))
+async def vhost_create_blk_controller(rpc: Dispatcher, params: CreateBlk) -> bool:
+    """Serve a bdev as a vhost-user-blk disk."""
+    if params.transport != TRANSPORT:
+        raise refuse(f"'transport' must be {TRANSPORT}, not {shown(params.transport)}")
+    if params.packed_ring or params.packed_ring_recovery:
+        raise refuse("'packed_ring' must be false: packed rings are not there yet")
+    with refusing():
+        cpumask = None if params.cpumask is None else read_cpus(params.cpumask)
+        await controller.create_blk(params.ctrlr, params.dev_name, cpumask=cpumask,
+                                    readonly=params.readonly, socket_path=params.socket)
+    return True
+
+
+@method("vhost_delete_controller", aliases=("remove_vhost_controller",))
+async def vhost_delete_controller(rpc: Dispatcher, params: Delete) -> bool:
+    """Remove a controller: its socket, its sessions, then itself."""
+    await controller.delete(params.ctrlr)
+    return True
+
+
+@method("vhost_get_controllers", aliases=("get_vhost_controllers",))
+async def vhost_get_controllers(rpc: Dispatcher, params: Query) -> list[dict]:
+    """Return what there is to say of all controllers, or of one."""
+    if params.name is not None:
+        return [describe(controller.get(params.name))]
+    return [describe(each) for each in controller.controllers.values()]
+
+
+@method("virtio_blk_get_transports")
+async def virtio_blk_get_transports(rpc: Dispatcher, params: Query) -> list[dict]:
+    """Return the ways in which a blk controller can be reached."""
+    if params.name not in (None, TRANSPORT):
+        raise refuse(f"'name' must be {TRANSPORT}, not {shown(params.name)}")
+    return [{"name": TRANSPORT}]
+
+
+def describe(blk: BlkController) -> dict:
+    return {
+        "ctrlr": blk.name, "cpumask": hex(sum(1 << lcore for lcore in blk.lcores)), **COALESCING,
+        "socket": blk.path,
+        "sessions": [describe_session(s) for s in sorted(blk.sessions, key=lambda s: s.vid)],
+        "backend_specific": {"block": {
+            "readonly": blk.readonly,
+            "bdev": None if blk.descriptor is None else blk.bdev_name,     # None: it was removed
+            "transport": TRANSPORT}},
+    }
+
+
+def describe_session(session: Session) -> dict:
+    running = [ring for _, ring in sorted(session.rings.items()) if ring.queue is not None]
+    return {"vid": session.vid, "id": session.vid, "name": session.name, "started": bool(running),
+            "max_queues": len(session.rings),
+            "inflight_task_cnt": sum(ring.queue.inflight for ring in running),
+            "queues": [describe_queue(ring) for ring in running]}
+
+
+def describe_queue(ring: Ring) -> dict:
+    """broken: 0, or the errno of what the driver did to the ring, which is served no more."""
+    return {"index": ring.index, "lcore": ring.queue.lcore, "size": ring.queue.size,
+            "inflight_task_cnt": ring.queue.inflight, "broken": ring.queue.broken}
