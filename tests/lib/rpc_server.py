@@ -87,7 +87,8 @@ class RunningServer:
         self.address = address
         self.events, self.gates = [], {}
         self.dispatcher = Dispatcher(table=methods(self.events, self.gates), allowed=allowed)
-        self.dispatcher.state = state
+        if state == State.RUNTIME:
+            self.dispatcher.enter_runtime()
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, name="rpc-server")
         self.thread.start()

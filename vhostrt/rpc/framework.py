@@ -8,7 +8,7 @@ from vhostrt.base import ticks
 from vhostrt.event import reactor, thread
 from vhostrt.rpc.method import (
     ANY_STATE,
-    INVALID_STATE,
+    INTERNAL_ERROR,
     Dispatcher,
     Parameters,
     RpcError,
@@ -17,6 +17,7 @@ from vhostrt.rpc.method import (
     refuse,
     shown,
 )
+from vhostrt.subsystem import SubsystemError
 
 # What spdk_kill_instance sends: the signals that mean something to a program that serves disks.
 SIGNALS = {name: getattr(signal, name)
@@ -59,17 +60,17 @@ async def spdk_get_version(rpc: Dispatcher) -> dict:
         waits=True)
 async def framework_start_init(rpc: Dispatcher) -> bool:
     """Initialise the subsystems; True when that is done."""
-    if rpc.target.init_asked.is_set():
-        raise RpcError(INVALID_STATE, "the subsystems are being initialised already")
-    rpc.target.init_asked.set()
-    await rpc.target.initialised.wait()
+    try:
+        await rpc.target.start_init()
+    except SubsystemError as e:
+        raise RpcError(INTERNAL_ERROR, str(e)) from e
     return True
 
 
 @method("framework_wait_init", states=ANY_STATE, aliases=("wait_subsystem_init",), waits=True)
 async def framework_wait_init(rpc: Dispatcher) -> bool:
     """Return True when the subsystems are initialised."""
-    await rpc.target.initialised.wait()
+    await rpc.initialised.wait()
     return True
 
 

@@ -122,8 +122,9 @@ class Target(typing.Protocol):
     """What the methods need of the program that they are methods of."""
 
     subsystems: Any                     # vhostrt.subsystem.Registry
-    init_asked: asyncio.Event           # to be set, when the subsystems shall be initialised
-    initialised: asyncio.Event          # set when they are
+
+    async def start_init(self) -> None:
+        """Have the subsystems initialised, and return when they are; SubsystemError."""
 
 
 class Dispatcher:
@@ -138,9 +139,15 @@ class Dispatcher:
         self.table = table
         self.target = target
         self.state = State.STARTUP
+        self.initialised = asyncio.Event()
         self.allowed = None if allowed is None else frozenset(allowed)
         if self.allowed is not None and (unknown := self.allowed - table.keys()):
             raise ValueError(f"no RPC method is named {', '.join(sorted(unknown))}")
+
+    def enter_runtime(self) -> None:
+        """Go over to State.RUNTIME and let those go on who wait for it."""
+        self.state = State.RUNTIME
+        self.initialised.set()
 
     def states_of(self, name: str) -> State | None:
         """Return in which states the method `name` (str) may be called; None: no such method."""

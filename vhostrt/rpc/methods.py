@@ -1,4 +1,5 @@
-"""All RPC methods: importing this declares them in vhostrt.rpc.method.METHODS."""
+"""All RPC methods, in one table: importing this declares them."""
 from vhostrt.rpc import bdev, framework, log, vhost
+from vhostrt.rpc.method import METHODS
 
-__all__ = ["bdev", "framework", "log", "vhost"]
+__all__ = ["METHODS", "bdev", "framework", "log", "vhost"]
