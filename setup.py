@@ -61,17 +61,19 @@ DIRECTIVES = {
 }
 
 
-def changed() -> bool:
-    """True when flags differ from those of the last build: neither Cython nor setuptools looks."""
+def clean_if_changed():
+    """Remove what other flags have built: neither Cython nor setuptools looks at them."""
     stamp = Path("build/stamp")
     want = hashlib.sha256(repr((sys.version, CFLAGS, LDFLAGS, DIRECTIVES)).encode()).hexdigest()
     if stamp.exists() and stamp.read_text() == want:
-        return False
+        return
+    for old in (*stamp.parent.glob("temp.*"), *stamp.parent.glob("lib.*")):
+        shutil.rmtree(old)
+    for built in (p for top in (PYX, "vhostrt", "tests", "bench") for p in Path(top).rglob("*.*")):
+        if built.suffix == ".so" or built.suffix == ".c" and built.with_suffix(".pyx").exists():
+            built.unlink()
     stamp.parent.mkdir(exist_ok=True)
     stamp.write_text(want)
-    for old in Path("build").glob("temp.*"):
-        shutil.rmtree(old)
-    return True
 
 
 def extension(pyx: Path, root: Path) -> Extension:
@@ -95,7 +97,21 @@ class BuildPy(build_py):
 
 
 class BuildExt(build_ext):
-    """Leave out the optional modules whose C library is not there; compile the rest in parallel."""
+    """Translate and compile, in parallel, what has changed; an sdist or metadata need neither.
+
+    Optional modules whose C library is not there are left out.
+    """
+
+    def finalize_options(self):
+        clean_if_changed()
+        self.distribution.ext_modules[:] = cythonize(
+            EXTENSIONS, include_path=[str(PYX)], compiler_directives=DIRECTIVES, nthreads=JOBS,
+            emit_linenums=PROFILE in ("debug", "asan", "tsan"))
+        super().finalize_options()
+        self.parallel = self.parallel or JOBS
+        if self.inplace or self.editable_mode:
+            # The two share what they have compiled; setuptools has the second start anew.
+            self.build_lib, self.build_temp = "build/lib.inplace", "build/temp.inplace"
 
     def build_extensions(self):
         self.extensions[:] = [e for e in self.extensions
@@ -122,16 +138,10 @@ EXTENSIONS = [extension(p, PYX) for p in sorted(PYX.rglob("*.pyx"))]
 if flag("VHOSTRT_TESTS"):
     EXTENSIONS += [extension(p, Path(".")) for top in ("tests", "bench")
                    for p in sorted(Path(top).rglob("cy_*.pyx"))]
-FORCE = changed()
-for ext in EXTENSIONS if FORCE else ():
-    ext.force = True
 
 setup(
     packages=find_packages(include=["vhostrt", "vhostrt.*"]),
-    ext_modules=cythonize(EXTENSIONS, include_path=[str(PYX)], compiler_directives=DIRECTIVES,
-                          force=FORCE, nthreads=JOBS,
-                          emit_linenums=PROFILE in ("debug", "asan", "tsan")),
+    ext_modules=list(EXTENSIONS),
     cmdclass={"build_py": BuildPy, "build_ext": BuildExt},
-    options={"build_ext": {"force": FORCE, "parallel": JOBS}},
     zip_safe=False,
 )
