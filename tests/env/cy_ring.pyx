@@ -140,7 +140,7 @@ def stress(kind, producers, consumers, count=16):
     start_near_the_end(ring)
     memset(&s, 0, sizeof(s))
     s.ring = ring.r
-    s.words = int(os.environ.get("VHOSTRT_STRESS", "50000"))
+    s.words = 50_000 * int(os.environ.get("VHOSTRT_STRESS", "1"))
     s.producers = producers
     with nogil:
         for i in range(n):
