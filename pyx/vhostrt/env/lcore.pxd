@@ -24,6 +24,6 @@ cdef int lcore_wait(uint32_t lcore, int *ret) noexcept nogil
 cdef uint32_t lcore_current() noexcept nogil
 cdef int lcore_state(uint32_t lcore) noexcept nogil
 cdef int lcore_socket(uint32_t lcore) noexcept nogil
-cdef uint32_t lcore_count() noexcept nogil              # enabled lcores
-cdef uint32_t lcore_main() noexcept nogil               # LCORE_NONE before init
-cdef uint32_t lcore_next(uint32_t lcore) noexcept nogil # the next enabled; starts with LCORE_NONE
+cdef uint32_t lcore_count() noexcept nogil
+cdef uint32_t lcore_main() noexcept nogil
+cdef uint32_t lcore_next(uint32_t lcore) noexcept nogil

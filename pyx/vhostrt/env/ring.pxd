@@ -15,7 +15,7 @@ cdef enum:
     RING_MP_SC = 0              # many producers, one consumer
     RING_SP_SC = 1
     RING_MP_MC = 2
-    RING_COUNT_MAX = 0x40000000 # the largest power of two whose fill a 32-bit index can tell
+    RING_COUNT_MAX = 0x40000000  # slots; rings of pointers beyond 8 GiB are no use
 
 cdef struct ring_t:
     # Indices run freely through 2^32 and are masked on use, so tail - head is the fill even
