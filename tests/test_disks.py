@@ -1,7 +1,9 @@
 """What --disk says, from the viewpoint of who types it."""
+import shlex
+
 import pytest
 
-from vhostrt.disks import Disk, name_disks, read_disk
+from vhostrt.disks import Disk, name_disks, qemu_words, read_disk
 
 TAKEN = [
     ("malloc:256M", Disk("malloc", 256 << 20)),
@@ -49,3 +51,13 @@ def test_nameless_disks_get_the_first_free_names():
 def test_disks_that_cannot_be_together(texts, why):
     with pytest.raises(ValueError, match=why):
         name_disks(tuple(map(read_disk, texts)), "/run/vhost/")
+
+
+def test_what_to_tell_qemu():
+    words = shlex.split(qemu_words(["/run/vhost.0", "/a b/it's,1"]))
+    assert words[:6] == ["-m", "1G", "-object", "memory-backend-memfd,id=mem,size=1G,share=on",
+                         "-numa", "node,memdev=mem"]
+    assert words[6:] == ["-chardev", "socket,id=disk0,path=/run/vhost.0",
+                         "-device", "vhost-user-blk-pci,chardev=disk0",
+                         "-chardev", "socket,id=disk1,path=/a b/it's,,1",
+                         "-device", "vhost-user-blk-pci,chardev=disk1"]

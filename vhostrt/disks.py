@@ -87,3 +87,23 @@ def name_disks(disks: tuple[Disk, ...], socket_dir: str) -> tuple[Disk, ...]:
             raise ValueError(f"socket path {shown(path)} is longer than {UNIX_PATH_MAX} bytes")
     return tuple(Disk(disk.kind, disk.size, disk.path, name, socket, disk.readonly)
                  for disk, name, socket in zip(disks, *named, strict=True))
+
+
+def qemu_words(sockets: list[str]) -> str:
+    """Return the arguments of QEMU that attach the disks at these sockets to a virtual machine.
+
+    The guest's memory has to be shared with the program that serves its disks.
+    """
+    words = ["-m 1G -object memory-backend-memfd,id=mem,size=1G,share=on -numa node,memdev=mem"]
+    for number, socket in enumerate(sockets):
+        path = socket.replace(",", ",,")        # QEMU's own way to write a comma
+        words.append(f"-chardev socket,id=disk{number},path={quote(path)} "
+                     f"-device vhost-user-blk-pci,chardev=disk{number}")
+    return " ".join(words)
+
+
+def quote(text: str) -> str:
+    """Quote text for a shell where it needs it."""
+    if text and all(char.isascii() and (char.isalnum() or char in "@%+=:,./-_") for char in text):
+        return text
+    return "'" + text.replace("'", "'\"'\"'") + "'"

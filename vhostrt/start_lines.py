@@ -1,4 +1,4 @@
-"""The two lines on stdout that every start prints, in the form that scripts look for."""
+"""What the start prints on stdout: the two lines that scripts look for, in their form."""
 import os
 import sys
 
@@ -51,10 +51,14 @@ def parameters(options: Options, lcores: dict[int, tuple[int, ...]]) -> list[str
 
 
 def print_start_lines(options: Options, lcores: dict[int, tuple[int, ...]]) -> None:
-    """Print both lines and flush them; a stdout that takes nothing is no reason to stop."""
+    """Print both lines."""
+    say(starting_line())
+    say(f"[ DPDK EAL parameters: {' '.join(parameters(options, lcores))} ]")
+
+
+def say(line: str) -> None:
+    """Print a line on stdout at once; a stdout that takes nothing is no reason to stop."""
     try:
-        print(starting_line())
-        print(f"[ DPDK EAL parameters: {' '.join(parameters(options, lcores))} ]")
-        sys.stdout.flush()
+        print(line, flush=True)
     except (OSError, ValueError):
         pass

@@ -11,10 +11,10 @@ from vhostrt.app import App, Step, text_of
 from vhostrt.config.json_config import RUNTIME, STARTUP, Replay
 from vhostrt.config.load import load
 from vhostrt.cores import choose_idle, choose_lcores
-from vhostrt.disks import BLOCK_SIZE, Disk
+from vhostrt.disks import BLOCK_SIZE, Disk, qemu_words
 from vhostrt.options import SLEEP_US
 from vhostrt.process import StartError
-from vhostrt.start_lines import print_start_lines
+from vhostrt.start_lines import print_start_lines, say
 from vhostrt.subsystems import all_subsystems
 
 
@@ -133,12 +133,16 @@ class Disks(Step):
     name = "disks"
 
     async def start(self, app: App) -> None:
-        for disk in app.options.disks:
-            await serve(disk)
+        sockets = [await serve(disk) for disk in app.options.disks]
+        if sockets:
+            say(f"To attach with QEMU: qemu-system-x86_64 {qemu_words(sockets)} ...")
 
 
-async def serve(disk: Disk) -> None:
-    """Make the bdev and the controller of one disk. Fails: StartError, MemoryError."""
+async def serve(disk: Disk) -> str:
+    """Make the bdev and the controller of one disk, and return the path of its socket.
+
+    Fails: StartError, MemoryError.
+    """
     from vhostrt.bdev import factory
     from vhostrt.vhost import controller
     try:
@@ -152,6 +156,7 @@ async def serve(disk: Disk) -> None:
     except (OSError, ValueError) as error:
         raise StartError(f"disk {disk.name}: {text_of(error)}") from error
     log.notice(f"{disk.name} is served at {made.path}")
+    return str(made.path)
 
 
 def open_to_clients(app: App) -> None:
