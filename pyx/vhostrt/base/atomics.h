@@ -57,12 +57,16 @@ static inline void vh_fence_full(void)
 #define vh_prefetch_read(p) __builtin_prefetch((p), 0, 3)
 #define vh_prefetch_write(p) __builtin_prefetch((p), 1, 3)
 
-/* One read of memory that another party may be writing: never re-read by the compiler.
- * `from` is aligned to 8. */
+/* One read of memory that another party may be writing: never re-read by the compiler.  `from`
+ * may have any alignment. */
+struct vh_word {
+    uint64_t v;
+} __attribute__((packed, may_alias));
+
 static inline void vh_read_once_16(void *to, const volatile void *from)
 {
-    const volatile uint64_t *f = from;
-    uint64_t v[2] = {f[0], f[1]};
+    const volatile struct vh_word *f = from;
+    uint64_t v[2] = {f[0].v, f[1].v};
     __builtin_memcpy(to, v, 16);
 }
 #endif

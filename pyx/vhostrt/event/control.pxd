@@ -9,7 +9,8 @@ from vhostrt.event.reactor cimport event_t
 
 cdef struct control_node_t:
     control_node_t *next
-    void (*run)(control_node_t *node) noexcept      # with the GIL; may free the node
+    void (*run)(void *arg) noexcept     # with the GIL; may free the node
+    void *arg
 
 cdef enum:
     CALL_PENDING = 1 << 20          # the function will call call_done itself, exactly once

@@ -51,6 +51,8 @@ cdef struct poller_t:
 cdef struct thread_t:
     # A light thread: pollers that run, and move, together.
     poller_t *active            # ring of active pollers; NULL when there are none
+    poller_t *cursor            # the next to run in the pass under way; follows removals
+    uint32_t active_count
     poller_t *timers            # pairing heap by next_run, then order
     reactor_t *reactor          # NULL while it is on none
     thread_t *prev
@@ -62,7 +64,8 @@ cdef struct thread_t:
 cdef struct deferred_t:
     # Work for the end of the reactor's present iteration.
     deferred_t *next
-    void (*run)(deferred_t *d) noexcept nogil
+    void (*run)(void *arg) noexcept nogil
+    void *arg
     bint queued
 
 cdef struct reactor_t:
@@ -75,8 +78,11 @@ cdef struct reactor_t:
     # The reactor's own, read relaxed by others.
     u64_line iterations
     thread_t *threads           # ring; NULL when there are none
+    thread_t *cursor            # the next to poll in the pass under way; follows removals
+    uint32_t thread_count
     deferred_t *deferred
-    uint64_t now                # ticks at the start of this iteration
+    uint64_t now                # ticks at the end of the last iteration
+    uint64_t accounted          # ticks up to which busy time has been given to a thread
     uint64_t busy_ticks
     uint64_t idle_ticks
     uint64_t events_run
@@ -99,8 +105,18 @@ cdef void poller_unregister(poller_t *poller) noexcept nogil
 cdef void thread_attach(reactor_t *reactor, thread_t *thread) noexcept nogil
 cdef void thread_detach(thread_t *thread) noexcept nogil
 
+cdef enum:
+    IDLE_SPIN = 0
+    IDLE_YIELD = 1
+    IDLE_SLEEP = 2
+
+cdef enum:
+    REACTOR_STOPPED = 0
+    REACTOR_RUNNING = 1
+    REACTOR_EXITING = 2         # leaves the loop once no event is left
+
 cdef inline void reactor_defer(reactor_t *reactor, deferred_t *d) noexcept nogil:
-    """Run d.run(d) once at the end of this iteration; nothing when it is queued already."""
+    """Run d.run(d.arg) once at the end of this iteration; nothing when it is queued already."""
     if not d.queued:
         d.queued = True
         d.next = reactor.deferred

@@ -1,0 +1,470 @@
+"""One virtqueue on one reactor: its requests, its life, and what every device does with it.
+
+A queue is made when its ring is started and thrown away when it has stopped.  In between it is
+changed only by events to its reactor: start, set_view, set_fd, set_channel, stop.
+"""
+import os
+
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.errno cimport EAGAIN, EBADF, EFAULT, EINTR, EMSGSIZE, errno
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+from posix.unistd cimport write
+from vhostrt.base.check cimport check, dcheck
+from vhostrt.bdev.core cimport Channel, bdev_channel_t, iovec
+from vhostrt.event.control cimport CALL_PENDING, call_done, call_on, call_t, control_post
+from vhostrt.event.reactor cimport (poller_register, poller_unregister, reactor_of,
+                                    thread_attach, thread_detach, thread_t)
+from vhostrt.virtio.chain cimport CHAIN_MIN_LIMIT, chain_read, chain_t
+from vhostrt.virtio.split cimport (split_kicks_off, split_kicks_on, split_publish, vring_avail,
+                                   vring_desc, vring_used)
+
+cdef extern from "<stdlib.h>" nogil:
+    void *aligned_alloc(size_t align, size_t size)
+
+cdef enum:
+    BIG_BYTES_MAX = 4 << 20             # of iovs for long chains, of one queue ...
+    BIG_COUNT_MAX = 64                  # ... and how many chains they are for
+    SIZE_MAX_SPLIT = 32768              # virtio 1.4, 2.7
+
+cdef enum:
+    FD_KICK = 0
+    FD_CALL = 1
+    FD_ERR = 2
+
+FD_KINDS = ("kick", "call", "err")      # in the order of FD_...
+
+
+# On the reactor
+
+cdef void signal_fd(int fd) noexcept nogil:
+    """Add 1 to an eventfd.  A full counter is as good; any other failure is the client's loss."""
+    cdef uint64_t one = 1
+    if fd >= 0 and write(fd, &one, sizeof(one)) < 0:
+        dcheck(errno == EAGAIN or errno == EINTR or errno == EBADF)
+
+
+cdef void queue_call(queue_t *q) noexcept nogil:
+    """Interrupt the driver."""
+    q.stats.calls += 1
+    signal_fd(q.call_fd)
+
+
+cdef void queue_finish_stop(queue_t *q) noexcept nogil:
+    """Leave the reactor and answer the call that asked for it with the next index to pop."""
+    cdef call_t *call = q.stopping
+    cdef thread_t *thread = q.poller.thread
+    q.stopping = NULL
+    q.state = QUEUE_STOPPED
+    poller_unregister(&q.poller)
+    thread_detach(thread)
+    q.lease.retired = True
+    lease_ended(q.lease)
+    q.lease = NULL
+    call_done(call, q.ring.next_avail)
+
+
+cdef void queue_publish(queue_t *q) noexcept nogil:
+    """Show the driver what was given back, and decide once about an interrupt."""
+    if load_relaxed_u32(q.lease.regions.poisoned):
+        queue_break(q, -EFAULT)
+    if q.state == QUEUE_BROKEN:
+        q.ring.published = q.ring.next_used     # never shown: the answers may be lost as well
+    elif q.ring.published != q.ring.next_used and split_publish(&q.ring):
+        queue_call(q)
+
+
+cdef void publish_run(void *arg) noexcept nogil:
+    """The end of an iteration in which requests were completed from outside, or a drain ended."""
+    cdef queue_t *q = <queue_t *>arg
+    if q.state == QUEUE_STOPPED:
+        return
+    queue_publish(q)
+    if q.stopping is not NULL and q.inflight == 0:
+        queue_finish_stop(q)
+
+
+cdef void queue_break(queue_t *q, int rc) noexcept nogil:
+    """Stop popping for good: -errno says what the driver did.  Requests in flight still end."""
+    if q.state == QUEUE_BROKEN or q.state == QUEUE_STOPPED:
+        return
+    q.broken_rc = rc
+    if q.state == QUEUE_STARTED:
+        q.state = QUEUE_BROKEN
+        signal_fd(q.err_fd)
+        control_post(&q.broken_note)
+    else:
+        q.state = QUEUE_BROKEN          # draining: whoever stops it does not need to be told
+
+
+cdef void lease_ended(lease_t *lease) noexcept nogil:
+    """Tell the control thread, once, that no request uses the view any more."""
+    if lease.inflight == 0:
+        control_post(&lease.note)
+
+
+cdef int queue_read_long(queue_t *q, chain_t *c, request_t *request, uint16_t head) noexcept nogil:
+    """Read a chain again, from the start, that did not fit into the request.
+
+    As chain_read, and -EAGAIN: no iovs are left until a request returns some.
+    """
+    cdef big_iovs_t *big = q.big_free
+    cdef int rc
+    if big is NULL:
+        return -EAGAIN
+    q.big_free = big.next
+    request.big = <iovec *>big
+    c.iovs = request.big
+    c.iov_limit = q.chain_limit
+    rc = chain_read(c, head)
+    if rc < 0:
+        request_return_big(q, request)
+    return rc
+
+
+cdef void request_return_big(queue_t *q, request_t *request) noexcept nogil:
+    cdef big_iovs_t *big = <big_iovs_t *>request.big
+    request.big = NULL
+    big.next = q.big_free
+    q.big_free = big
+
+
+cdef int poll_try_arm(void *arg) noexcept nogil:
+    """Ask for kicks; 1 when a chain has come meanwhile."""
+    cdef queue_t *q = <queue_t *>arg
+    if q.state != QUEUE_STARTED:
+        return 0
+    return split_kicks_on(&q.ring)
+
+
+cdef void poll_disarm(void *arg) noexcept nogil:
+    cdef queue_t *q = <queue_t *>arg
+    if q.state == QUEUE_STARTED:
+        split_kicks_off(&q.ring)
+
+
+cdef int start_call(call_t *call) noexcept nogil:
+    """Begin to pop.  The driver is called once: completions may predate its call descriptor."""
+    cdef queue_t *q = <queue_t *>call.arg
+    cdef thread_t *thread = q.poller.thread
+    q.reactor = reactor_of(call.event.lcore)
+    thread_attach(q.reactor, thread)
+    poller_register(thread, &q.poller, 0)
+    q.state = QUEUE_STARTED
+    split_kicks_off(&q.ring)
+    queue_call(q)
+    return 0
+
+
+cdef int stop_call(call_t *call) noexcept nogil:
+    """Pop nothing more; the answer comes when the last request is done."""
+    cdef queue_t *q = <queue_t *>call.arg
+    q.stopping = call
+    if q.state == QUEUE_STARTED:
+        q.state = QUEUE_DRAINING
+    reactor_defer(q.reactor, &q.publish)
+    return CALL_PENDING
+
+
+cdef struct change_t:
+    # What a set_... event brings; the control thread's again after the answer.
+    queue_t *q
+    lease_t *lease
+    split_t ring                # desc, avail and used as the new view has them
+    int kind                    # FD_..., of fd
+    int fd
+    bdev_channel_t *channel
+
+
+cdef int set_view_call(call_t *call) noexcept nogil:
+    """Take a new view; requests in flight keep the old one."""
+    cdef change_t *change = <change_t *>call.arg
+    cdef queue_t *q = change.q
+    cdef lease_t *old = q.lease
+    q.lease = change.lease
+    q.hint = 0
+    if change.ring.desc is NULL:        # the new view does not hold the ring
+        queue_break(q, -EFAULT)
+    else:
+        q.ring.desc = change.ring.desc
+        q.ring.avail = change.ring.avail
+        q.ring.used = change.ring.used
+    old.retired = True
+    lease_ended(old)
+    return 0
+
+
+cdef int set_fd_call(call_t *call) noexcept nogil:
+    """Take a new descriptor and answer with the old one.  A new call descriptor is called once,
+    as at the start."""
+    cdef change_t *change = <change_t *>call.arg
+    cdef queue_t *q = change.q
+    cdef int *field = &q.call_fd
+    cdef int old
+    if change.kind == FD_KICK:
+        field = &q.kick_fd
+        q.poller.fd = change.fd
+    elif change.kind == FD_ERR:
+        field = &q.err_fd
+    old = field[0]
+    field[0] = change.fd
+    if change.kind == FD_CALL:
+        queue_call(q)
+    return old
+
+
+cdef int set_channel_call(call_t *call) noexcept nogil:
+    """Use another channel, or none.  The requests in flight stay with the old one."""
+    cdef change_t *change = <change_t *>call.arg
+    change.q.channel = change.channel
+    return 0
+
+
+# On the control thread
+
+cdef void lease_note(void *arg) noexcept:
+    """Drop the view; its memory is unmapped when nobody else has it."""
+    cdef lease_t *lease = <lease_t *>arg
+    view = <object>lease.view
+    free(lease)
+    Py_DECREF(view)
+
+
+cdef void broken_note(void *arg) noexcept:
+    (<Queue>arg).tell_broken()
+
+
+cdef lease_t *lease_new(View view) except NULL:
+    cdef lease_t *lease = <lease_t *>calloc(1, sizeof(lease_t))
+    if lease is NULL:
+        raise MemoryError
+    lease.note.run = lease_note
+    lease.note.arg = lease
+    lease.regions = view.r
+    lease.view = <void *>view
+    Py_INCREF(view)
+    return lease
+
+
+cdef class Queue:
+    """A virtqueue.  Subclasses are the devices: they set the poll function.
+
+    index: int, of the ring.  size: int, of the ring; a power of two up to 32768.
+    thread: event.thread.Thread, which the queue alone uses.
+    on_broken: called with (queue, errno int) on the control thread when the driver spoils the ring.
+    ValueError for a size that cannot be; MemoryError.
+    """
+
+    def __cinit__(self, int index, uint32_t size, Thread thread not None, on_broken, *args):
+        cdef uint32_t i, count
+        cdef size_t stride
+        cdef request_t *request
+        if size == 0 or size > SIZE_MAX_SPLIT or size & (size - 1):
+            raise ValueError(f"ring size {size} must be a power of two up to {SIZE_MAX_SPLIT}")
+        self.q = <queue_t *>aligned_alloc(64, (sizeof(queue_t) + 63) & ~<size_t>63)
+        if self.q is NULL:
+            raise MemoryError
+        memset(self.q, 0, sizeof(queue_t))
+        self.q.call_fd = self.q.err_fd = self.q.kick_fd = -1
+        self.q.ring.size = size
+        self.q.chain_limit = max(size, <uint32_t>CHAIN_MIN_LIMIT)
+        self.index = index
+        self.thread = thread
+        self.on_broken = on_broken
+        stride = (sizeof(request_t) + 63) & ~<size_t>63
+        self.requests = aligned_alloc(64, stride * size)
+        if self.requests is NULL:
+            raise MemoryError
+        memset(self.requests, 0, stride * size)
+        for i in range(size, 0, -1):
+            request = <request_t *>(<char *>self.requests + stride * (i - 1))
+            request.queue = self.q
+            request.next = self.q.free
+            self.q.free = request
+        self.make_big(size)
+        self.q.poller.try_arm = poll_try_arm
+        self.q.poller.disarm = poll_disarm
+        self.q.poller.arg = self.q
+        self.q.poller.name = self.thread.t.name
+        self.q.poller.thread = self.thread.t
+        self.q.publish.run = publish_run
+        self.q.publish.arg = self.q
+        self.q.broken_note.run = broken_note
+        self.q.broken_note.arg = <void *>self
+
+    cdef int make_big(self, uint32_t size) except -1:
+        """The iovs for chains longer than REQUEST_IOVS, within BIG_BYTES_MAX."""
+        cdef size_t bytes = self.q.chain_limit * sizeof(iovec)
+        cdef uint32_t count = max(1, min(size, BIG_COUNT_MAX, <uint32_t>(BIG_BYTES_MAX // bytes)))
+        cdef big_iovs_t *big
+        cdef uint32_t i
+        self.big = calloc(count, bytes)         # not touched until used
+        if self.big is NULL:
+            raise MemoryError
+        for i in range(count):
+            big = <big_iovs_t *>(<char *>self.big + bytes * i)
+            big.next = self.q.big_free
+            self.q.big_free = big
+        return 0
+
+    def __dealloc__(self):
+        check(self.q is NULL or self.q.state == QUEUE_STOPPED)
+        free(self.requests)
+        free(self.big)
+        free(self.q)
+
+    def tell_broken(self):
+        """Pass the note of the reactor on.  By the control thread's drain only."""
+        self.on_broken(self, -self.q.broken_rc)
+
+    cdef int resolve(self, View view, split_t *ring, tuple addresses) except -1:
+        """Find the three parts of the ring in a view; ValueError says what is wrong with one.
+
+        addresses: (desc, avail, used) as the client's user addresses.
+        """
+        cdef uint64_t size = self.q.ring.size
+        parts = (("descriptor table", 16, 16 * size), ("available ring", 2, 6 + 2 * size),
+                 ("used ring", 4, 6 + 8 * size))
+        cdef uintptr_t host[3]
+        for i in range(3):
+            name, align, length = parts[i]
+            host[i] = <uintptr_t>view.host_of(addresses[i], length)
+            if host[i] == 0 or host[i] % align:
+                raise ValueError(f"the {name} of queue {self.index} at {addresses[i]:#x} is not "
+                                 f"{length} bytes of one region, aligned to {align}")
+        ring.desc = <vring_desc *>host[0]
+        ring.avail = <vring_avail *>host[1]
+        ring.used = <vring_used *>host[2]
+        return 0
+
+    async def start(self, int lcore, View view not None, tuple addresses, int next_avail,
+                    dict fds, bint event_idx, bint indirect, Channel channel):
+        """Serve the ring on the reactor of `lcore`.
+
+        addresses: (desc, avail, used), the client's user addresses.  next_avail: 0 to 65535.
+        fds: {"kick": int, "call": int, "err": int}, -1 for none; the queue's until stop returns
+        them.  channel: an open Channel for this lcore, or None: every request fails.
+        ValueError: the ring does not lie in the view.  OSError: no reactor there.
+        """
+        cdef queue_t *q = self.q
+        if self.running:
+            raise RuntimeError(f"queue {self.index} is already started")
+        self.resolve(view, &q.ring, addresses)
+        q.ring.next_avail = next_avail
+        # What the driver has seen so far; a new ring has 0 there.
+        q.ring.next_used = q.ring.published = q.ring.signalled = q.ring.used.idx
+        q.ring.event_idx = event_idx
+        q.indirect = indirect
+        q.kick_fd = q.poller.fd = fds["kick"]
+        q.call_fd = fds["call"]
+        q.err_fd = fds["err"]
+        self.use_channel(channel)
+        q.channel = NULL if channel is None else channel.c
+        q.lease = lease_new(view)
+        self.view = view
+        self.running = True
+        self.thread.note_lcore(lcore)
+        await call_on(lcore, start_call, q, self)
+
+    cdef int use_channel(self, Channel channel) except -1:
+        """Remember the channel and what the data path needs of its bdev."""
+        self.channel = channel
+        if channel is not None:
+            self.q.block_shift = (channel.c.bdev.block_size).bit_length() - 1
+        return 0
+
+    async def stop(self):
+        """Pop nothing more, wait for the requests in flight, leave the reactor.
+
+        Return (next_avail, {"kick": int, "call": int, "err": int}); the descriptors are the
+        caller's again.
+        """
+        if not self.running:
+            raise RuntimeError(f"queue {self.index} is not started")
+        next_avail = await call_on(self.thread.lcore, stop_call, self.q, self)
+        self.running = False
+        self.thread.note_lcore(-1)
+        self.view = None
+        self.channel = None
+        return next_avail, {"kick": self.q.kick_fd, "call": self.q.call_fd, "err": self.q.err_fd}
+
+    async def change(self, Change change):
+        return await call_on(self.thread.lcore, change.fn, change.c, (self, change))
+
+    async def set_view(self, View view not None, tuple addresses):
+        """Use a new view; return when the reactor has taken it.
+
+        A ring that the view does not hold breaks the queue (on_broken is called).  The old view
+        is let go when the last request that uses it is done.
+        """
+        cdef Change change = Change.new(self, set_view_call)
+        try:
+            self.resolve(view, &change.c.ring, addresses)
+        except ValueError:
+            change.c.ring.desc = NULL
+        change.c.lease = lease_new(view)
+        self.view = view
+        await self.change(change)
+
+    async def set_fd(self, str kind, int fd):
+        """Take a new descriptor (-1: none); return the old one, the caller's again.
+
+        kind: "kick"; "call", for interrupts; "err", which says that the ring is broken.
+        """
+        cdef Change change = Change.new(self, set_fd_call)
+        change.c.kind = FD_KINDS.index(kind)
+        change.c.fd = fd
+        return await self.change(change)
+
+    async def set_channel(self, Channel channel):
+        """Use another channel, or None: requests fail from now on.  Those in flight end first
+        on the old one, which may be closed once its inflight is 0."""
+        cdef Change change = Change.new(self, set_channel_call)
+        change.c.channel = NULL if channel is None else channel.c
+        old = self.channel
+        await self.change(change)
+        self.use_channel(channel)
+        return old
+
+    @property
+    def size(self) -> int:
+        return self.q.ring.size
+
+    @property
+    def lcore(self) -> int:
+        """Where it runs, or -1."""
+        return self.thread.lcore
+
+    @property
+    def broken(self) -> int:
+        """0, or the errno of what the driver did to the ring."""
+        return -self.q.broken_rc
+
+    @property
+    def inflight(self) -> int:
+        """Requests popped and not given back."""
+        return load_relaxed_u32(&self.q.inflight)
+
+    def stats(self) -> dict:
+        """Return the counters of the queue since it was started."""
+        return dict(self.q.stats)
+
+
+cdef class Change:
+    """The C side of one set_... call; alive until its answer."""
+    cdef change_t *c
+    cdef int (*fn)(call_t *call) noexcept nogil
+
+    @staticmethod
+    cdef Change new(Queue queue, int (*fn)(call_t *call) noexcept nogil):
+        cdef Change change = Change.__new__(Change)
+        change.c = <change_t *>calloc(1, sizeof(change_t))
+        if change.c is NULL:
+            raise MemoryError
+        change.c.q = queue.q
+        change.fn = fn
+        return change
+
+    def __dealloc__(self):
+        free(self.c)

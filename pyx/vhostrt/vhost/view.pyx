@@ -1,0 +1,209 @@
+"""A client's memory as this process sees it: mapped regions, immutable, reference-counted.
+
+Owner:    a View keeps its Mappings alive; a Mapping is unmapped, on a helper thread, when the last
+          View that holds it has gone.
+Threads:  Mapping.create on a helper thread (mmap may take long); the rest on the control thread.
+          Reactors use the regions_t, which does not change.
+Fails:    ValueError names what is wrong with a region; OSError when it cannot be mapped.
+"""
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+
+from libc.stdint cimport UINT64_MAX, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free
+from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
+from vhostrt.base.errors cimport ok, os_error
+from vhostrt.base.sigbus cimport sigbus_add, sigbus_remove
+from vhostrt.virtio.regions cimport region_t, regions_t
+
+cdef extern from *:
+    """
+    #include <errno.h>
+    #include <linux/magic.h>
+    #include <stdint.h>
+    #include <sys/mman.h>
+    #include <sys/vfs.h>
+    /* What is behind a descriptor: its page size for memory that may be shared, else 0. */
+    static long vh_memory_page(int fd)
+    {
+        struct statfs s;
+        if (fstatfs(fd, &s) < 0)
+            return -errno;
+        if ((uint32_t)s.f_type == HUGETLBFS_MAGIC)
+            return s.f_bsize;
+        return (uint32_t)s.f_type == TMPFS_MAGIC ? 4096 : 0;
+    }
+    static inline void vh_dont_fork(void *p, size_t n) { (void)madvise(p, n, MADV_DONTFORK); }
+    """
+    long memory_page "vh_memory_page"(int fd) nogil
+    void dont_fork "vh_dont_fork"(void *p, size_t n) nogil
+
+MEMORY_KINDS = "a memfd, or a file on tmpfs or hugetlbfs"
+
+cdef object g_helper = None             # one thread, made when first needed
+
+
+def helper():
+    """Return the executor (one thread) on which client memory is mapped and unmapped."""
+    global g_helper
+    if g_helper is None:
+        g_helper = ThreadPoolExecutor(1, thread_name_prefix="vhost-memory")
+    return g_helper
+
+
+def fini() -> None:
+    """Wait for what is being unmapped and end the helper thread."""
+    global g_helper
+    if g_helper is not None:
+        g_helper.shutdown()
+        g_helper = None
+
+
+cdef class Poison:
+    """Whether memory of a session was found missing.  Shared by its mappings and views."""
+    cdef uint32_t *flag                 # owned
+
+    def __cinit__(self):
+        self.flag = <uint32_t *>calloc(1, sizeof(uint32_t))
+        if self.flag is NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.flag)
+
+    def __bool__(self) -> bool:
+        return self.flag[0] != 0
+
+
+def unmap(uintptr_t base, size_t length, int slot) -> None:
+    """Forget and unmap one mapping; runs on the helper thread."""
+    with nogil:
+        sigbus_remove(slot)
+        munmap(<void *>base, length)
+
+
+cdef class Mapping:
+    """One region of a client, mapped.  guest, user: its address for the guest and for the client."""
+    cdef uint8_t *base                  # owned, of whole pages
+    cdef size_t length
+    cdef int slot                       # in the SIGBUS table; -1: not mapped
+    cdef readonly uint64_t guest
+    cdef readonly uint64_t user
+    cdef readonly uint64_t size
+    cdef uint8_t *host                  # where the region begins
+    cdef readonly Poison poison         # kept alive: the handler sets its flag
+
+    def __cinit__(self):
+        self.slot = -1
+
+    def __dealloc__(self):
+        if self.slot < 0:
+            return
+        if g_helper is not None:
+            g_helper.submit(unmap, <uintptr_t>self.base, self.length, self.slot)
+        else:
+            unmap(<uintptr_t>self.base, self.length, self.slot)
+
+    @staticmethod
+    def create(int fd, uint64_t guest, uint64_t size, uint64_t user, uint64_t offset,
+               Poison poison not None):
+        """Map `size` bytes at `offset` of fd, which stays the caller's.
+
+        ValueError: the numbers, or what fd is, are impossible.  OSError: mmap refused.
+        """
+        cdef Mapping m = Mapping.__new__(Mapping)
+        cdef uint64_t page = check_region(fd, guest, size, user, offset)
+        cdef uint64_t start = offset & ~(page - 1)
+        cdef uint64_t length = (offset - start + size + page - 1) & ~(page - 1)
+        cdef void *base
+        with nogil:
+            base = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, start)
+        if base == MAP_FAILED:
+            raise OSError(*last_error(f"mapping of {size} bytes of client memory"))
+        dont_fork(base, length)
+        slot = sigbus_add(base, length, page, poison.flag)
+        if slot < 0:
+            munmap(base, length)
+            ok(slot, "too many regions of client memory")
+        m.base, m.length, m.slot = <uint8_t *>base, length, slot
+        m.guest, m.user, m.size, m.poison = guest, user, size, poison
+        m.host = m.base + (offset - start)
+        return m
+
+
+cdef tuple last_error(str what):
+    cdef int number = errno
+    return number, f"{what}: {os.strerror(number)}"
+
+
+cdef extern from "<errno.h>":
+    int errno
+
+
+cdef uint64_t check_region(int fd, uint64_t guest, uint64_t size, uint64_t user,
+                           uint64_t offset) except 0:
+    """Return the page size of fd when the region can be; ValueError says why it cannot."""
+    cdef long page
+    if size == 0:
+        raise ValueError(f"the region at guest address {guest:#x} is empty")
+    for name, value in (("guest address", guest), ("user address", user), ("offset", offset)):
+        if size > UINT64_MAX - <uint64_t>value:
+            raise ValueError(f"a region of {size:#x} bytes at {name} {value:#x} passes 2^64")
+    page = memory_page(fd)
+    if page < 0:
+        raise os_error(<int>page, "the descriptor of a memory region")
+    if page == 0:
+        raise ValueError(f"the descriptor of the region at guest address {guest:#x} is not "
+                         f"{MEMORY_KINDS}")
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or offset + size > status.st_size:
+        raise ValueError(f"the region at guest address {guest:#x} needs {offset + size} bytes of "
+                         f"its file, which has {status.st_size}")
+    return page
+
+
+cdef class View:
+    """A table of mapped regions.
+
+    mappings: list of Mapping, at least one; taken as it is.  ValueError when two overlap in guest
+    or in user addresses.
+    """
+
+    def __cinit__(self, mappings not None):
+        cdef Mapping m
+        cdef uint32_t i
+        ordered = sorted(mappings, key=lambda m: m.guest)
+        if not ordered:
+            raise ValueError("a memory table needs at least one region")
+        check_overlap(ordered, "guest")
+        check_overlap(sorted(mappings, key=lambda m: m.user), "user")
+        self.r = <regions_t *>calloc(1, sizeof(regions_t) + len(ordered) * sizeof(region_t))
+        if self.r is NULL:
+            raise MemoryError
+        for i, m in enumerate(ordered):
+            self.r.table[i].guest = m.guest
+            self.r.table[i].size = m.size
+            self.r.table[i].host = m.host
+            self.r.poisoned = m.poison.flag
+        self.r.count = len(ordered)
+        self.mappings = ordered
+
+    def __dealloc__(self):
+        free(self.r)
+
+    cdef void *host_of(self, uint64_t user, uint64_t length) except? NULL:
+        """Return where `length` bytes at the client's address `user` lie, or NULL when they are
+        not all inside one region."""
+        cdef Mapping m
+        for m in self.mappings:
+            if user >= m.user and user - m.user < m.size and length <= m.size - (user - m.user):
+                return m.host + (user - m.user)
+        return NULL
+
+
+def check_overlap(list ordered, str kind) -> None:
+    """ValueError when two neighbours of a list sorted by that address share a byte."""
+    for low, high in zip(ordered, ordered[1:]):
+        if getattr(high, kind) - getattr(low, kind) < low.size:
+            raise ValueError(f"two regions overlap at {kind} address {getattr(high, kind):#x}")

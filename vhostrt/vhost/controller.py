@@ -1,0 +1,271 @@
+"""vhost-blk controllers: a bdev served at a unix socket to any number of sessions.
+
+Owner:   this module keeps the controllers from create_blk to delete; a controller owns its socket
+         file, its descriptor of the bdev and its sessions.
+Threads: the control thread.
+Fails:   OSError with the errno of the RPC reply (EEXIST, ENODEV, EADDRINUSE ...), ValueError.
+Source:  vhost_create_blk_controller, vhost_delete_controller.
+"""
+import asyncio
+import errno
+import os
+import socket
+import stat
+import struct
+
+from vhostrt import log
+from vhostrt.bdev import registry
+from vhostrt.event import reactor
+from vhostrt.vhost.messages import RINGS_MAX, Feature, bits
+from vhostrt.vhost.session import Session
+
+SOCKET_PATH_MAX = 107                   # bytes of sockaddr_un.sun_path, less the NUL
+SECTOR = 512
+SEG_MAX = 126                           # a ring of 128 less header and status; more is accepted
+SESSIONS_MAX = 64                       # of one controller: each may hold descriptors and memory
+BACKLOG = 16
+
+# Feature bits of the block device (virtio 1.4, 5.2.3).
+F_SEG_MAX, F_RO, F_BLK_SIZE, F_FLUSH, F_MQ = 2, 5, 6, 9, 12
+# Up to and with num_queues: capacity, size_max, seg_max, geometry, blk_size, topology,
+# writeback, pad, num_queues (virtio 1.4, 5.2.4).
+CONFIG = struct.Struct("<QIIHBBIBBHIBxH")
+
+controllers: dict[str, "BlkController"] = {}
+socket_directory = ""                   # a prefix of socket names; set by -S
+
+
+def set_socket_directory(path: str) -> None:
+    """Put sockets without a path of their own into this directory ("": where we were started)."""
+    global socket_directory
+    socket_directory = os.path.join(path, "") if path else ""
+
+
+class BlkController:
+    """One disk at one socket.
+
+    name: str, also the socket's name.  lcores: frozenset of int on whose reactors queues may run.
+    path: str, of the socket.
+    """
+
+    def __init__(self, name: str, lcores: frozenset[int], path: str) -> None:
+        self.name = name
+        self.lcores = lcores
+        self.path = path
+        self.rings_max = RINGS_MAX
+        self.descriptor: registry.Descriptor | None = None
+        self.sessions: set[Session] = set()
+        self.listener: socket.socket | None = None
+        self.inode = (0, 0)             # of the socket file that is ours to remove
+
+    def use(self, descriptor: registry.Descriptor) -> None:
+        """Serve this bdev; the descriptor is ours from now on. What clients see of it stays."""
+        bdev = descriptor.bdev
+        self.descriptor = descriptor
+        self.bdev_name = bdev.name
+        self.readonly = not descriptor.writable
+        self.serial = bdev.name.encode()
+        self.num_blocks = bdev.num_blocks
+        self.block_size = bdev.block_size
+        self.features = self.offered(bdev)
+
+    def offered(self, bdev) -> int:
+        """The feature word, less the bit of the protocol features."""
+        features = bits(Feature.VERSION_1, Feature.INDIRECT_DESC, Feature.EVENT_IDX,
+                        F_SEG_MAX, F_BLK_SIZE, F_MQ)
+        if bdev.write_cache:
+            features |= bits(F_FLUSH)
+        if self.readonly:
+            features |= bits(F_RO)
+        return features
+
+    def config_space(self) -> bytes:
+        """The config space as the guest sees it; what is not told is zero."""
+        capacity = self.num_blocks * (self.block_size // SECTOR)
+        return CONFIG.pack(capacity, 0, SEG_MAX, 0, 0, 0, self.block_size, 0, 0, 0, 0, 0,
+                           self.rings_max)
+
+    # Queues
+
+    def place(self) -> int:
+        """Return the lcore of our mask on which the fewest queues run."""
+        load = dict.fromkeys(sorted(self.lcores), 0)
+        for controller in controllers.values():
+            for session in controller.sessions:
+                for ring in session.rings.values():
+                    if ring.queue is not None and ring.queue.lcore in load:
+                        load[ring.queue.lcore] += 1
+        return min(load, key=load.__getitem__)
+
+    async def open_channel(self, lcore: int):
+        """Return a channel to the bdev for one queue, or None when the bdev has been removed."""
+        if self.descriptor is None:
+            return None
+        return await self.descriptor.bdev.open_channel(lcore, self.descriptor.writable)
+
+    async def close_channel(self, channel) -> None:
+        """Give a queue's channel back; None is none."""
+        if channel is not None:
+            await channel.bdev.close_channel(channel)
+
+    async def bdev_removed(self, descriptor: registry.Descriptor) -> None:
+        """The bdev is being deleted: every request fails from now on, the sessions stay."""
+        log.warning(f"{self.name}: bdev {self.bdev_name} was removed; requests fail from now on")
+        self.descriptor = None
+        for session in self.sessions:
+            for ring in session.rings.values():
+                await ring.detach()
+        descriptor.close()
+
+    # The socket
+
+    def listen(self) -> None:
+        """Open the socket; a stale file of a process that is gone is replaced, a live one never.
+
+        OSError: EADDRINUSE, or why it cannot be made there.
+        """
+        remove_stale(self.path)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listener.bind(self.path)
+            listener.listen(BACKLOG)
+            listener.setblocking(False)
+        except OSError as error:
+            listener.close()
+            raise OSError(error.errno, f"socket {self.path} of controller {self.name}: "
+                                       f"{error.strerror}") from None
+        status = os.stat(self.path)
+        self.inode = (status.st_dev, status.st_ino)
+        self.listener = listener
+        asyncio.get_running_loop().add_reader(listener.fileno(), self.accept)
+
+    def accept(self) -> None:
+        """Take one client."""
+        try:
+            sock, _ = self.listener.accept()
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
+                log.error(f"{self.name}: a client cannot be accepted: {error.strerror}")
+                self.pause()
+            return
+        if len(self.sessions) >= SESSIONS_MAX:
+            log.warning(f"{self.name}: a client was turned away: {SESSIONS_MAX} are connected")
+            sock.close()
+            return
+        self.sessions.add(Session(self, sock))
+
+    def pause(self) -> None:
+        """Accept nobody for a second: out of descriptors, the loop would only spin."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self.listener.fileno())
+        loop.call_later(1.0, self.resume)
+
+    def resume(self) -> None:
+        """Accept again, if the controller still is."""
+        if self.listener is not None:
+            asyncio.get_running_loop().add_reader(self.listener.fileno(), self.accept)
+
+    def forget(self, session: Session) -> None:
+        """A session has ended."""
+        self.sessions.discard(session)
+
+    async def close(self) -> None:
+        """End the sessions, remove the socket and let go of the bdev."""
+        if self.listener is not None:
+            listener, self.listener = self.listener, None
+            asyncio.get_running_loop().remove_reader(listener.fileno())
+            listener.close()
+            remove_own(self.path, self.inode)
+        await asyncio.gather(*(session.close() for session in tuple(self.sessions)))
+        if self.descriptor is not None:
+            self.descriptor.close()
+            self.descriptor = None
+
+
+def remove_stale(path: str) -> None:
+    """Remove a socket file on which nobody listens. OSError(EADDRINUSE) when somebody does."""
+    if len(os.fsencode(path)) > SOCKET_PATH_MAX:
+        raise OSError(errno.ENAMETOOLONG, f"socket path {path} has more than {SOCKET_PATH_MAX} "
+                                          "bytes")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except FileNotFoundError:
+            return
+        except ConnectionRefusedError:
+            if not os.path.exists(path):
+                return
+        except OSError as error:        # EAGAIN: a full backlog, so somebody listens
+            if error.errno != errno.EAGAIN:
+                raise OSError(error.errno, f"socket {path}: {error.strerror}") from None
+            raise OSError(errno.EADDRINUSE, f"socket {path} is in use") from None
+        else:
+            raise OSError(errno.EADDRINUSE, f"socket {path} is in use by another process")
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        raise OSError(errno.EEXIST, f"{path} exists and is not a socket")
+    os.unlink(path)
+
+
+def remove_own(path: str, inode: tuple[int, int]) -> None:
+    """Remove our socket file, not one that somebody put in its place."""
+    try:
+        status = os.stat(path)
+        if (status.st_dev, status.st_ino) == inode:
+            os.unlink(path)
+    except OSError as error:
+        log.warning(f"socket {path} cannot be removed: {error.strerror}")
+
+
+def check_lcores(cpumask) -> frozenset[int]:
+    """Return the lcores of a mask (iterable of int; None for all), which must have reactors."""
+    running = frozenset(reactor.lcores())
+    lcores = running if cpumask is None else frozenset(cpumask)
+    if not lcores or not lcores <= running:
+        raise ValueError(f"cpumask {sorted(lcores)} is not within the cores that have a reactor, "
+                         f"{sorted(running)}")
+    return lcores
+
+
+async def create_blk(name: str, bdev_name: str, *, cpumask=None, readonly: bool = False,
+                     socket_path: str | None = None) -> BlkController:
+    """Serve a bdev at a socket and return its controller.
+
+    cpumask: iterable of lcores (int) for its queues, None for all.  readonly: refuse every write.
+    socket_path: str, instead of the socket directory and the name.
+    OSError: EEXIST (controller), ENODEV (bdev), EADDRINUSE ...; ValueError: name or cpumask.
+    """
+    if not name or "/" in name or not name.isprintable():
+        raise ValueError(f"controller name {name!r} must be printable and without '/'")
+    if name in controllers:
+        raise OSError(errno.EEXIST, f"controller {name} already exists")
+    lcores = check_lcores(cpumask)
+    path = os.path.abspath(socket_path or socket_directory + name)
+    controller = BlkController(name, lcores, path)
+    writable = not readonly and not registry.get(bdev_name).read_only
+    controller.use(registry.open(bdev_name, writable, controller.bdev_removed))
+    try:
+        controller.listen()
+    except BaseException:
+        controller.descriptor.close()
+        raise
+    controllers[name] = controller
+    return controller
+
+
+def get(name: str) -> BlkController:
+    """Return a controller by name, or raise OSError(ENODEV)."""
+    if name not in controllers:
+        raise OSError(errno.ENODEV, f"controller {name} does not exist")
+    return controllers[name]
+
+
+async def delete(name: str) -> None:
+    """Remove a controller: its socket, its sessions, then itself. OSError(ENODEV)."""
+    await get(name).close()
+    controllers.pop(name, None)
+
+
+async def delete_all() -> None:
+    """Remove every controller."""
+    await asyncio.gather(*(delete(name) for name in tuple(controllers)))

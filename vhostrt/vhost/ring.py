@@ -1,0 +1,131 @@
+"""One virtqueue of a session, as the vhost-user messages describe it.
+
+Owner:   the session; a ring owns its descriptors except while a queue runs with them.
+Threads: the control thread.
+Fails:   ProtocolError when a message cannot be applied.
+"""
+import asyncio
+
+from vhostrt import log
+from vhostrt.event.thread import Thread
+from vhostrt.vhost.blk import BlkQueue
+from vhostrt.vhost.messages import Feature, ProtocolError
+from vhostrt.vhost.transport import close_all
+
+SIZE_MAX = 32768                        # virtio 1.4, 2.7
+
+
+class Ring:
+    """index: int. session: the Session that it belongs to."""
+
+    def __init__(self, index: int, session) -> None:
+        self.index = index
+        self.session = session
+        self.size = 0                   # descriptors; 0 until told
+        self.addresses: tuple[int, int, int] | None = None      # desc, avail, used; the client's
+        self.next_avail = 0
+        self.enabled = False
+        self.kicked = False             # SET_VRING_KICK came since the ring was stopped last
+        self.fds = {"kick": -1, "call": -1, "err": -1}
+        self.queue: BlkQueue | None = None
+
+    def refuse_running(self, what: str) -> None:
+        """Fail for what must not change while the ring is being served."""
+        if self.queue is not None:
+            raise ProtocolError(f"{what} of ring {self.index} while it is running")
+
+    def set_size(self, size: int) -> None:
+        self.refuse_running("SET_VRING_NUM")
+        if not 0 < size <= SIZE_MAX or size & (size - 1):
+            raise ProtocolError(f"ring {self.index} cannot have {size} descriptors: the size is a "
+                                f"power of two up to {SIZE_MAX}")
+        self.size = size
+
+    def set_addresses(self, addresses: tuple[int, int, int]) -> None:
+        """The same again is no harm: it comes live to change the log flag."""
+        if addresses != self.addresses:
+            self.refuse_running("SET_VRING_ADDR with other addresses")
+            self.addresses = addresses
+
+    def set_base(self, base: int) -> None:
+        self.refuse_running("SET_VRING_BASE")
+        if base > 0xffff:
+            raise ProtocolError(f"ring {self.index} cannot start at index {base}: a split ring "
+                                "counts to 65535")
+        self.next_avail = base
+
+    async def set_fd(self, kind: str, fd: int) -> None:
+        """Take a descriptor ("kick", "call" or "err"; -1 for none), the ring's from now on."""
+        if self.queue is None:
+            old, self.fds[kind] = self.fds[kind], fd
+        else:
+            old = await self.queue.set_fd(kind, fd)
+        close_all([old])
+        if kind == "kick":
+            self.kicked = True
+
+    async def update(self) -> None:
+        """Start the ring when all it needs is there; stop it when it has been disabled."""
+        session = self.session
+        if not self.enabled:
+            await self.stop()
+        elif self.queue is None and self.kicked:
+            if not self.size or self.addresses is None or session.view is None:
+                raise ProtocolError(f"ring {self.index} was started before its size, addresses "
+                                    "and memory were told")
+            await self.start()
+
+    async def start(self) -> None:
+        """Serve the ring on a reactor of the controller's."""
+        session = self.session
+        controller = session.controller
+        lcore = controller.place()
+        thread = Thread(f"{controller.name}.vq{self.index}", controller.lcores)
+        queue = BlkQueue(self.index, self.size, thread, session.broken, controller.serial)
+        channel = await controller.open_channel(lcore)
+        try:
+            await queue.start(lcore, session.view, self.addresses, self.next_avail, self.fds,
+                              session.has(Feature.EVENT_IDX), session.has(Feature.INDIRECT_DESC),
+                              channel)
+        except (ValueError, OSError) as error:
+            await controller.close_channel(channel)
+            raise ProtocolError(f"ring {self.index} cannot be started: {error}") from None
+        self.queue = queue
+        log.info("vhost", f"{controller.name}: ring {self.index} of {self.size} descriptors runs "
+                          f"on core {lcore}")
+
+    async def stop(self) -> None:
+        """Finish what is in flight and leave the reactor."""
+        if self.queue is None:
+            return
+        channel = self.queue.channel
+        self.next_avail, self.fds = await self.queue.stop()
+        self.queue = None
+        await self.session.controller.close_channel(channel)
+
+    async def set_view(self, view) -> None:
+        """Have a running queue take a new memory table."""
+        if self.queue is not None:
+            await self.queue.set_view(view, self.addresses)
+
+    async def detach(self) -> None:
+        """Go on without the bdev: requests fail. Returns when none uses its channel any more."""
+        if self.queue is None or self.queue.channel is None:
+            return
+        channel = await self.queue.set_channel(None)
+        while channel.inflight:
+            await asyncio.sleep(0.001)
+        await self.session.controller.close_channel(channel)
+
+    async def close(self) -> None:
+        """Stop and give back every descriptor."""
+        await self.stop()
+        close_all(list(self.fds.values()))
+        self.fds = {"kick": -1, "call": -1, "err": -1}
+
+    async def reset(self) -> None:
+        """What GET_VRING_BASE leaves: stopped until the next kick descriptor comes."""
+        await self.stop()
+        close_all([self.fds["kick"]])
+        self.fds["kick"] = -1
+        self.kicked = False

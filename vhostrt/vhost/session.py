@@ -1,0 +1,304 @@
+"""One client of a controller: the state machine of the vhost-user protocol.
+
+Messages are handled one at a time, in order; a message that changes a running queue is answered
+when the queue's reactor has taken the change.
+
+Owner:   the controller; a session owns its socket, rings, memory view and descriptors.
+Threads: the control thread; memory is mapped on a helper thread.
+"""
+import asyncio
+import errno
+import itertools
+import socket
+
+from vhostrt import log
+from vhostrt.vhost import view as view_module
+from vhostrt.vhost.messages import (ADDRESS, CONFIG, CONFIG_MAX, FDS_MAX, FLAG_NEED_REPLY, REGION,
+                                    STATE, TABLE, U64, VRING_INDEX_MASK, VRING_NO_FD,
+                                    Feature, ProtocolError, ProtocolFeature, Request, bits,
+                                    name_of)
+from vhostrt.vhost.ring import Ring
+from vhostrt.vhost.transport import Channel, Message, close_all, is_eventfd
+
+PROTOCOL_FEATURES = bits(*ProtocolFeature)
+MESSAGES_A_TURN = 16                    # handled before the loop serves others
+REPLY_OK, REPLY_ERROR = U64.pack(0), U64.pack(1)
+numbers = itertools.count()             # vid: of sessions since the start
+
+
+class Session:
+    """controller: the BlkController.  sock: a connected unix stream socket, ours from now on."""
+
+    def __init__(self, controller, sock: socket.socket) -> None:
+        self.controller = controller
+        self.vid = next(numbers)
+        self.channel = Channel(sock)
+        self.features = 0               # accepted by SET_FEATURES
+        self.protocol_features = 0
+        self.rings: dict[int, Ring] = {}
+        self.view: view_module.View | None = None
+        self.backend_fd = -1            # for our own requests to the client
+        self.task = asyncio.get_running_loop().create_task(self.run())
+
+    @property
+    def name(self) -> str:
+        """For people: the controller's name, "s", and the session's number."""
+        return f"{self.controller.name}s{self.vid}"
+
+    def has(self, feature: int) -> bool:
+        """True when the client accepted this bit."""
+        return bool(self.features >> feature & 1)
+
+    # Life
+
+    async def run(self) -> None:
+        """Serve the client until it goes or breaks the protocol."""
+        log.info("vhost", f"{self.name}: connected")
+        try:
+            await self.serve()
+        except ProtocolError as error:
+            log.warning(f"{self.name}: session ended: {error}")
+        except ConnectionError as error:
+            log.info("vhost", f"{self.name}: connection lost: {error}")
+        except Exception as error:      # a defect of ours must not take the others along
+            log.error(f"{self.name}: session ended by an internal error: {error!r}")
+        finally:
+            await self.release()
+        log.info("vhost", f"{self.name}: disconnected")
+
+    async def serve(self) -> None:
+        for count in itertools.count(1):
+            message = await self.channel.receive()
+            if message is None:
+                return
+            try:
+                await self.answer(message)
+            finally:
+                message.close()
+            if count % MESSAGES_A_TURN == 0:
+                await asyncio.sleep(0)
+
+    async def release(self) -> None:
+        """Stop the queues and give everything back."""
+        self.controller.forget(self)
+        for ring in self.rings.values():
+            await ring.close()
+        self.view = None
+        close_all([self.backend_fd])
+        self.backend_fd = -1
+        self.channel.close()
+
+    async def close(self) -> None:
+        """End the session and wait until it has given everything back."""
+        self.channel.shutdown()
+        await self.task
+
+    def broken(self, queue, number: int) -> None:
+        """A driver spoilt its ring; it was told by the err descriptor. Called once a queue."""
+        what = ("it names memory that is not there" if number == errno.EFAULT
+                else "a descriptor chain or an index that cannot be")
+        log.warning(f"{self.name}: ring {queue.index} is broken ({what}, errno {number}); it is "
+                    "not served until the driver resets it")
+
+    # Messages
+
+    async def answer(self, message: Message) -> None:
+        """Handle one message and reply when it or the client asks for that."""
+        acknowledge = (message.flags & FLAG_NEED_REPLY
+                       and self.protocol_features >> ProtocolFeature.REPLY_ACK & 1)
+        try:
+            entry = HANDLERS.get(message.request)
+            if entry is None:
+                raise ProtocolError(f"{name_of(message.request)} is not supported")
+            handler, size, fds = entry
+            if size is not None and len(message.payload) != size:
+                raise ProtocolError(f"{name_of(message.request)} has {len(message.payload)} bytes "
+                                    f"instead of {size}")
+            if len(message.fds) > fds:
+                raise ProtocolError(f"{name_of(message.request)} came with {len(message.fds)} "
+                                    f"descriptors; it takes {fds}")
+            reply = await handler(self, message)
+        except ProtocolError as error:
+            if not acknowledge or error.fatal or message.request in REPLYING:
+                raise
+            log.warning(f"{self.name}: refused: {error}")
+            reply = REPLY_ERROR
+        if reply is None and acknowledge:
+            reply = REPLY_OK
+        if reply is not None:
+            await self.channel.reply(message.request, reply)
+
+    def ring(self, index: int) -> Ring:
+        """Return a ring by its index, made when first named."""
+        if index >= self.controller.rings_max:
+            raise ProtocolError(f"ring {index} does not exist: there are "
+                                f"{self.controller.rings_max}")
+        if index not in self.rings:
+            ring = self.rings[index] = Ring(index, self)
+            # Without protocol features there is no message that enables a ring.
+            ring.enabled = not self.has(Feature.PROTOCOL_FEATURES)
+        return self.rings[index]
+
+    async def nothing(self, message: Message) -> None:
+        """SET_OWNER, RESET_OWNER: nothing to keep."""
+
+    async def get_features(self, message: Message) -> bytes:
+        return U64.pack(self.controller.features | bits(Feature.PROTOCOL_FEATURES))
+
+    async def set_features(self, message: Message) -> None:
+        (features,) = U64.unpack(message.payload)
+        unknown = features & ~(self.controller.features | bits(Feature.PROTOCOL_FEATURES))
+        if unknown:
+            raise ProtocolError(f"SET_FEATURES with bits {unknown:#x} that were not offered")
+        if features != self.features and any(r.queue is not None for r in self.rings.values()):
+            raise ProtocolError("SET_FEATURES changes features while a ring is running")
+        self.features = features
+        if not self.has(Feature.PROTOCOL_FEATURES):
+            for ring in self.rings.values():
+                ring.enabled = True
+                await ring.update()
+
+    async def get_protocol_features(self, message: Message) -> bytes:
+        return U64.pack(PROTOCOL_FEATURES)
+
+    async def set_protocol_features(self, message: Message) -> None:
+        (features,) = U64.unpack(message.payload)
+        if features & ~PROTOCOL_FEATURES:
+            raise ProtocolError(f"SET_PROTOCOL_FEATURES with bits "
+                                f"{features & ~PROTOCOL_FEATURES:#x} that were not offered")
+        self.protocol_features = features
+
+    async def get_queue_num(self, message: Message) -> bytes:
+        return U64.pack(self.controller.rings_max)
+
+    async def set_mem_table(self, message: Message) -> None:
+        """Map the new table aside, have every running queue take it, then drop the old one."""
+        view = await asyncio.get_running_loop().run_in_executor(
+            view_module.helper(), self.make_view, message)
+        for ring in self.rings.values():
+            await ring.set_view(view)
+        self.view = view
+
+    def make_view(self, message: Message) -> view_module.View:
+        """Map what SET_MEM_TABLE lists. Runs on the helper thread."""
+        if len(message.payload) < TABLE.size:
+            raise ProtocolError("SET_MEM_TABLE is too short")
+        count, _ = TABLE.unpack_from(message.payload)
+        if not 0 < count <= FDS_MAX or len(message.fds) != count:
+            raise ProtocolError(f"SET_MEM_TABLE lists {count} regions with {len(message.fds)} "
+                                f"descriptors; it takes 1 to {FDS_MAX} with one each")
+        if len(message.payload) < TABLE.size + count * REGION.size:
+            raise ProtocolError(f"SET_MEM_TABLE has no room for its {count} regions")
+        poison = view_module.Poison()
+        try:
+            return view_module.View([
+                view_module.Mapping.create(
+                    fd, *REGION.unpack_from(message.payload, TABLE.size + i * REGION.size),
+                    poison)
+                for i, fd in enumerate(message.fds)])
+        except (ValueError, OSError) as error:
+            raise ProtocolError(f"SET_MEM_TABLE: {error}") from None
+
+    async def set_vring_num(self, message: Message) -> None:
+        index, size = STATE.unpack(message.payload)
+        self.ring(index).set_size(size)
+
+    async def set_vring_addr(self, message: Message) -> None:
+        index, _, desc, used, avail, _ = ADDRESS.unpack(message.payload)
+        self.ring(index).set_addresses((desc, avail, used))
+
+    async def set_vring_base(self, message: Message) -> None:
+        index, base = STATE.unpack(message.payload)
+        self.ring(index).set_base(base)
+
+    async def get_vring_base(self, message: Message) -> bytes:
+        index, _ = STATE.unpack(message.payload)
+        ring = self.ring(index)
+        await ring.reset()
+        return STATE.pack(index, ring.next_avail)
+
+    async def set_vring_fd(self, message: Message) -> None:
+        """SET_VRING_KICK, SET_VRING_CALL, SET_VRING_ERR."""
+        (word,) = U64.unpack(message.payload)
+        ring = self.ring(word & VRING_INDEX_MASK)
+        wanted = 0 if word & VRING_NO_FD else 1
+        if len(message.fds) != wanted or word & ~(VRING_INDEX_MASK | VRING_NO_FD):
+            raise ProtocolError(f"{name_of(message.request)} of {word:#x} came with "
+                                f"{len(message.fds)} descriptors")
+        if wanted and not is_eventfd(message.fds[0]):
+            raise ProtocolError(f"{name_of(message.request)} of ring {ring.index}: the descriptor "
+                                "is not an eventfd")
+        kind = FD_KINDS[message.request]
+        await ring.set_fd(kind, message.take_fds()[0] if wanted else -1)
+        if kind == "kick":
+            await ring.update()
+
+    async def set_vring_enable(self, message: Message) -> None:
+        index, enable = STATE.unpack(message.payload)
+        if enable > 1:
+            raise ProtocolError(f"SET_VRING_ENABLE of ring {index} with {enable}: 0 or 1")
+        ring = self.ring(index)
+        ring.enabled = bool(enable)
+        await ring.update()
+
+    async def set_backend_req_fd(self, message: Message) -> None:
+        if len(message.fds) != 1:
+            raise ProtocolError("SET_BACKEND_REQ_FD came without a descriptor")
+        close_all([self.backend_fd])
+        (self.backend_fd,) = message.take_fds()
+
+    def config_range(self, message: Message) -> tuple[int, int, bytes]:
+        """Return offset, size and data of a config message."""
+        if len(message.payload) < CONFIG.size:
+            raise ProtocolError(f"{name_of(message.request)} is too short")
+        offset, size, _ = CONFIG.unpack_from(message.payload)
+        data = message.payload[CONFIG.size:]
+        if size > CONFIG_MAX or offset > CONFIG_MAX - size or len(data) != size:
+            raise ProtocolError(f"{name_of(message.request)} of {size} bytes at {offset} with "
+                                f"{len(data)} bytes: the config space has {CONFIG_MAX}")
+        return offset, size, data
+
+    async def get_config(self, message: Message) -> bytes:
+        """Any part of the 256 bytes; an impossible range is answered with an empty payload."""
+        try:
+            offset, size, _ = self.config_range(message)
+        except ProtocolError as error:
+            log.warning(f"{self.name}: refused: {error}")
+            return CONFIG.pack(0, 0, 0)
+        space = self.controller.config_space().ljust(CONFIG_MAX, b"\0")
+        return CONFIG.pack(offset, size, 0) + space[offset:offset + size]
+
+    async def set_config(self, message: Message) -> None:
+        offset, size, _ = self.config_range(message)
+        raise ProtocolError(f"SET_CONFIG of {size} bytes at {offset}: no field is writable")
+
+
+FD_KINDS = {Request.SET_VRING_KICK: "kick", Request.SET_VRING_CALL: "call",
+            Request.SET_VRING_ERR: "err"}
+
+# Requests that have an answer of their own.
+REPLYING = frozenset((Request.GET_FEATURES, Request.GET_VRING_BASE, Request.GET_PROTOCOL_FEATURES,
+                      Request.GET_QUEUE_NUM, Request.GET_CONFIG))
+
+# request: (handler, bytes of the payload or None for any, descriptors at most)
+HANDLERS = {
+    Request.GET_FEATURES: (Session.get_features, 0, 0),
+    Request.SET_FEATURES: (Session.set_features, U64.size, 0),
+    Request.SET_OWNER: (Session.nothing, 0, 0),
+    Request.RESET_OWNER: (Session.nothing, 0, 0),
+    Request.SET_MEM_TABLE: (Session.set_mem_table, None, FDS_MAX),
+    Request.SET_VRING_NUM: (Session.set_vring_num, STATE.size, 0),
+    Request.SET_VRING_ADDR: (Session.set_vring_addr, ADDRESS.size, 0),
+    Request.SET_VRING_BASE: (Session.set_vring_base, STATE.size, 0),
+    Request.GET_VRING_BASE: (Session.get_vring_base, STATE.size, 0),
+    Request.SET_VRING_KICK: (Session.set_vring_fd, U64.size, 1),
+    Request.SET_VRING_CALL: (Session.set_vring_fd, U64.size, 1),
+    Request.SET_VRING_ERR: (Session.set_vring_fd, U64.size, 1),
+    Request.GET_PROTOCOL_FEATURES: (Session.get_protocol_features, 0, 0),
+    Request.SET_PROTOCOL_FEATURES: (Session.set_protocol_features, U64.size, 0),
+    Request.GET_QUEUE_NUM: (Session.get_queue_num, 0, 0),
+    Request.SET_VRING_ENABLE: (Session.set_vring_enable, STATE.size, 0),
+    Request.SET_BACKEND_REQ_FD: (Session.set_backend_req_fd, 0, 1),
+    Request.GET_CONFIG: (Session.get_config, None, 0),
+    Request.SET_CONFIG: (Session.set_config, None, 0),
+}
