@@ -458,7 +458,7 @@ def init(lcores, str idle="yield", uint64_t max_delay_us=1000) -> None:
 def lcores() -> list:
     """Return the lcores (int) that have a reactor, ascending."""
     cdef uint32_t i
-    return [i for i in range(LCORE_MAX) if g_reactors[i] is not NULL]
+    return [i for i in range(<uint32_t>LCORE_MAX) if g_reactors[i] is not NULL]
 
 
 def start() -> None:
@@ -502,7 +502,7 @@ def fini() -> int:
     cdef reactor_t *r
     cdef uint32_t i
     lost = 0
-    for i in range(LCORE_MAX):
+    for i in range(<uint32_t>LCORE_MAX):
         r = g_reactors[i]
         if r is NULL:
             continue

@@ -296,7 +296,8 @@ cdef class Queue:
     cdef int make_big(self, uint32_t size) except -1:
         """The iovs for chains longer than REQUEST_IOVS, within BIG_BYTES_MAX."""
         cdef size_t bytes = self.q.chain_limit * sizeof(iovec)
-        cdef uint32_t count = max(1, min(size, BIG_COUNT_MAX, <uint32_t>(BIG_BYTES_MAX // bytes)))
+        cdef uint32_t count = max(<uint32_t>1, min(size, <uint32_t>BIG_COUNT_MAX,
+                                                   <uint32_t>(BIG_BYTES_MAX // bytes)))
         cdef big_iovs_t *big
         cdef uint32_t i
         self.big = calloc(count, bytes)         # not touched until used
