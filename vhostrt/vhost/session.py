@@ -23,6 +23,9 @@ from vhostrt.vhost.transport import Channel, Message, close_all, is_eventfd
 PROTOCOL_FEATURES = bits(*ProtocolFeature)
 MESSAGES_A_TURN = 16                    # handled before the loop serves others
 REPLY_OK, REPLY_ERROR = U64.pack(0), U64.pack(1)
+BROKEN = {errno.EFAULT: "it names memory that is not there",
+          errno.EMSGSIZE: "a descriptor chain of too many pieces",
+          errno.ETIMEDOUT: "its call descriptor blocked"}
 numbers = itertools.count()             # vid: of sessions since the start
 
 
@@ -95,10 +98,9 @@ class Session:
 
     def broken(self, queue, number: int) -> None:
         """A driver spoilt its ring; it was told by the err descriptor. Called once a queue."""
-        what = ("it names memory that is not there" if number == errno.EFAULT
-                else "a descriptor chain or an index that cannot be")
-        log.warning(f"{self.name}: ring {queue.index} is broken ({what}, errno {number}); it is "
-                    "not served until the driver resets it")
+        what = BROKEN.get(number, "a descriptor chain or an index that cannot be")
+        log.warning(f"{self.name}: ring {queue.index} is broken ({what}); it is not served until "
+                    "the driver resets it")
 
     # Messages
 

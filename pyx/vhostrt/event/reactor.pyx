@@ -29,9 +29,11 @@ from vhostrt.event.timers cimport timers_insert, timers_remove
 
 cdef extern from *:
     """
+    #include <errno.h>
     #include <poll.h>
     #include <pthread.h>
     #include <sched.h>
+    #include <signal.h>
     #include <sys/syscall.h>
     #include <time.h>
     #include <unistd.h>
@@ -47,12 +49,33 @@ cdef extern from *:
         (void)pthread_setname_np(pthread_self(), name);
     }
     static inline uint32_t vh_tid(void) { return (uint32_t)syscall(SYS_gettid); }
+    static void vh_nothing(int sig) { (void)sig; }
+    /* A system call that blocks against all expectation returns EINTR at this signal. */
+    static int vh_interrupt_install(void)
+    {
+        struct sigaction a = {.sa_handler = vh_nothing};
+        return sigaction(SIGURG, &a, NULL) < 0 ? -errno : 0;
+    }
+    static inline void vh_interrupt_admit(void)
+    {
+        sigset_t s;
+        sigemptyset(&s);
+        sigaddset(&s, SIGURG);
+        (void)pthread_sigmask(SIG_UNBLOCK, &s, NULL);
+    }
+    static inline int vh_interrupt(uint32_t tid)
+    {
+        return syscall(SYS_tgkill, getpid(), tid, SIGURG) < 0 ? -errno : 0;
+    }
     """
     void *g_current "vh_reactor"
     void wait_fd "vh_wait_fd"(int fd, uint64_t ns) nogil
     void thread_name "vh_thread_name"(const char *name) nogil
     uint32_t gettid "vh_tid"() nogil
     int sched_yield() nogil
+    int interrupt_install "vh_interrupt_install"() nogil
+    void interrupt_admit "vh_interrupt_admit"() nogil
+    int interrupt_tid "vh_interrupt"(uint32_t tid) nogil
 
 cdef enum:
     EVENT_RING_SLOTS = 65536
@@ -396,6 +419,7 @@ cdef int reactor_loop(void *arg) noexcept nogil:
     cdef char name[16]
     snprintf(name, sizeof(name), "reactor_%u", r.lcore)
     thread_name(name)
+    interrupt_admit()
     g_current = r
     r.now = ticks_now()
     r.accounted = r.now
@@ -443,6 +467,7 @@ def init(lcores, str idle="yield", uint64_t max_delay_us=1000) -> None:
         raise RuntimeError("the reactors are already initialised")
     if idle not in IDLE_POLICIES:
         raise ValueError(f"idle policy {idle!r} must be one of {', '.join(IDLE_POLICIES)}")
+    ok(interrupt_install(), "the signal that interrupts reactors")
     g_events = mempool_create(EVENT_POOL, EVENT_POOL, sizeof(event_t), EVENT_CACHE, -1)
     if g_events is NULL:
         raise MemoryError(f"no memory for {EVENT_POOL} events")
@@ -530,6 +555,23 @@ def stats(uint32_t lcore) -> dict:
             "events": load_relaxed_u64(&r.events_run),
             "events_refused": load_relaxed_u64(&r.events_refused),
             "threads": load_relaxed_u32(&r.thread_count)}
+
+
+def iterations(uint32_t lcore) -> int:
+    """Return how often the reactor's loop has turned; 0 when there is no reactor."""
+    cdef reactor_t *r = reactor_of(lcore)
+    return 0 if r is NULL else load_relaxed_u64(<uint64_t *>&r.iterations)
+
+
+def interrupt(uint32_t lcore) -> None:
+    """Have a system call that the reactor is blocked in, if any, fail with EINTR.
+
+    By the watchdog, when a reactor stands still: a hostile client can make the write to a
+    descriptor of its own block.  A reactor that is working or asleep only notices a short break.
+    """
+    cdef reactor_t *r = reactor_of(lcore)
+    if r is not NULL and load_acquire_u32(&r.tid):
+        ok(interrupt_tid(r.tid), f"interrupt of the reactor on core {lcore}")
 
 
 def nop(uint32_t lcore) -> int:

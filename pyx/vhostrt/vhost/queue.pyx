@@ -6,12 +6,12 @@ changed only by events to its reactor: start, set_view, set_fd, set_channel, sto
 import os
 
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.errno cimport EAGAIN, EBADF, EFAULT, EINTR, EMSGSIZE, errno
+from libc.errno cimport EAGAIN, EFAULT, EINTR, ETIMEDOUT, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 from posix.unistd cimport write
-from vhostrt.base.check cimport check, dcheck
+from vhostrt.base.check cimport check
 from vhostrt.bdev.core cimport Channel, bdev_channel_t, iovec
 from vhostrt.event.control cimport CALL_PENDING, call_done, call_on, call_t, control_post
 from vhostrt.event.reactor cimport (poller_register, poller_unregister, reactor_of,
@@ -38,17 +38,21 @@ FD_KINDS = ("kick", "call", "err")      # in the order of FD_...
 
 # On the reactor
 
-cdef void signal_fd(int fd) noexcept nogil:
-    """Add 1 to an eventfd.  A full counter is as good; any other failure is the client's loss."""
+cdef bint signal_fd(int fd) noexcept nogil:
+    """Add 1 to an eventfd.  A full counter is as good; any other failure is the client's loss.
+
+    False: the write blocked, which only a client can bring about that fills the counter and takes
+    O_NONBLOCK away, until the watchdog interrupted it.
+    """
     cdef uint64_t one = 1
-    if fd >= 0 and write(fd, &one, sizeof(one)) < 0:
-        dcheck(errno == EAGAIN or errno == EINTR or errno == EBADF)
+    return fd < 0 or write(fd, &one, sizeof(one)) >= 0 or errno != EINTR
 
 
 cdef void queue_call(queue_t *q) noexcept nogil:
     """Interrupt the driver."""
     q.stats.calls += 1
-    signal_fd(q.call_fd)
+    if not signal_fd(q.call_fd):
+        queue_break(q, -ETIMEDOUT)      # and so it is not called again
 
 
 cdef void queue_finish_stop(queue_t *q) noexcept nogil:
