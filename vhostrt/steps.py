@@ -12,7 +12,7 @@ from vhostrt.config.json_config import RUNTIME, STARTUP, Replay
 from vhostrt.config.load import load
 from vhostrt.cores import choose_idle, choose_lcores
 from vhostrt.disks import BLOCK_SIZE, Disk, qemu_words
-from vhostrt.options import SLEEP_US
+from vhostrt.options import SLEEP_US, Options
 from vhostrt.process import StartError
 from vhostrt.start_lines import print_start_lines, say
 from vhostrt.subsystems import all_subsystems
@@ -39,16 +39,23 @@ class Environment(Step):
         from vhostrt.env import lcore, memory
         try:
             lcore.init(app.lcores, app.options.main_core)
-            memory.init(app.options.mem_size)
+            lcore.control_affinity(list(app.lcores))
+            log.notice(memory.init(memory_bytes(app.options),
+                                   huge_dir=app.options.mem_file_dir or app.options.huge_dir,
+                                   no_huge=app.options.no_huge))
         except ValueError as error:
             raise StartError(str(error)) from error
-        lcore.control_affinity(list(app.lcores))
         log.notice(f"Total cores available: {len(app.lcores)}")
 
     async def stop(self, app: App) -> None:
         from vhostrt.env import lcore, memory
         lcore.fini()
         memory.fini()
+
+
+def memory_bytes(options: Options) -> int | None:
+    """Return what -s asks for; None: take memory when it is needed."""
+    return None if options.mem_size is None or options.mem_size <= 0 else options.mem_size << 20
 
 
 class Reactors(Step):

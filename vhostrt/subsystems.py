@@ -2,8 +2,14 @@
 
 Threads: the control thread.
 """
+import asyncio
+from typing import TYPE_CHECKING
+
 from vhostrt.options import Options
 from vhostrt.subsystem import Subsystem
+
+if TYPE_CHECKING:
+    from vhostrt.event.watchdog import Watchdog
 
 
 class BdevSubsystem(Subsystem):
@@ -24,14 +30,23 @@ class VhostBlkSubsystem(Subsystem):
 
     def __init__(self, socket_dir: str) -> None:
         self.socket_dir = socket_dir
+        self.watchdog: "Watchdog | None" = None
 
     async def init(self) -> None:
+        from vhostrt.base import sigbus
+        from vhostrt.event.watchdog import Watchdog
         from vhostrt.vhost import controller
+        sigbus.install()
         controller.set_socket_directory(self.socket_dir)
+        self.watchdog = Watchdog()
+        self.watchdog.start()
 
     async def fini(self) -> None:
-        from vhostrt.vhost import controller
+        from vhostrt.vhost import controller, view
         await controller.delete_all()
+        await asyncio.to_thread(view.fini)
+        if self.watchdog is not None:
+            self.watchdog.stop()
 
 
 def all_subsystems(options: Options) -> list[Subsystem]:
