@@ -140,15 +140,16 @@ def stress(kind, producers, consumers, count=16):
     start_near_the_end(ring)
     memset(&s, 0, sizeof(s))
     s.ring = ring.r
-    s.words = 50_000 * int(os.environ.get("VHOSTRT_STRESS", "1"))
+    each = 50_000 * int(os.environ.get("VHOSTRT_STRESS", "1"))
+    s.words = each
     s.producers = producers
     with nogil:
         for i in range(n):
             pthread_create(&threads[i], NULL, produce if i < n_producers else consume, &s)
         for i in range(n):
             pthread_join(threads[i], NULL)
-    words = sum((p << 32) * s.words for p in range(producers))
-    words += producers * (s.words * (s.words - 1) // 2)
+    words = sum((p << 32) * each for p in range(producers))
+    words += producers * (each * (each - 1) // 2)
     assert s.disorder == 0
     assert s.seen == s.words * producers
     assert s.sum == words % 2**64
