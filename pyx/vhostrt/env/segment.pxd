@@ -24,10 +24,11 @@ cdef int segment_map(segment_t *s, size_t size, int node, bint huge) noexcept no
 cdef int segment_map_file(segment_t *s, const char *path, size_t size, int node) noexcept nogil
 cdef void segment_unmap(segment_t *s) noexcept nogil
 cdef int segment_populate(segment_t *s, size_t offset, size_t size, size_t *had) noexcept nogil
-cdef size_t huge_pages_free() noexcept nogil            # of 2 MiB, not promised to anybody
+cdef size_t huge_pages_free() noexcept nogil
 
 
 cdef class Segment:
     cdef segment_t s            # base is NULL after release
     cdef Py_ssize_t exports     # buffers that look into it
-    cdef Py_ssize_t shape
+    cdef Py_ssize_t shape       # its bytes, for those buffers
+    cdef int require(self) except -1
