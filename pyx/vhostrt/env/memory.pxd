@@ -4,8 +4,8 @@ Owner:    memory.init and memory.fini, by the control thread; a block belongs to
 Threads:  any, under a mutex: set-up time only, never the data path.
 Fails:    NULL or -errno; OSError with a sentence from the Python face.
 """
-from vhostrt.env.segment cimport Segment, segment_t
 
 cdef void *env_zalloc(size_t size, size_t align, int node) noexcept nogil
 cdef int env_free(void *block) noexcept nogil
-cdef bint env_ready() noexcept nogil                    # between memory.init and memory.fini
+cdef bint env_owns(const void *at) noexcept nogil
+cdef bint env_ready() noexcept nogil

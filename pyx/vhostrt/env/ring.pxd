@@ -15,7 +15,7 @@ cdef enum:
     RING_MP_SC = 0              # many producers, one consumer
     RING_SP_SC = 1
     RING_MP_MC = 2
-    RING_COUNT_MAX = 0x40000000  # slots; rings of pointers beyond 8 GiB are no use
+    RING_COUNT_MAX = 0x40000000     # slots, 8 GiB of them
 
 cdef struct ring_t:
     # Indices run freely through 2^32 and are masked on use, so tail - head is the fill even
@@ -24,7 +24,6 @@ cdef struct ring_t:
     uint32_t mask               # slots - 1; slots is a power of two
     uint32_t capacity           # usable slots: one less than there are
     uint32_t kind               # RING_*
-    uint32_t home               # where ring_free gives the memory back; ring.pyx
     u32_line prod_head          # written by producers
     uint32_t prod_tail
     u32_line cons_head          # written by consumers

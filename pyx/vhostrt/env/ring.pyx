@@ -7,6 +7,7 @@ from libc.string cimport memset
 from vhostrt.base.atomics cimport cpu_pause, load_acquire_u32
 from vhostrt.base.check cimport static_check
 from vhostrt.base.errors cimport ok
+from vhostrt.env.memory cimport env_free, env_owns, env_ready, env_zalloc
 
 cdef extern from "<stdlib.h>" nogil:
     void *aligned_alloc(size_t align, size_t size)
@@ -43,21 +44,31 @@ cdef int ring_init(ring_t *r, uint32_t count, uint32_t kind) noexcept nogil:
 
 
 cdef ring_t *ring_create(uint32_t count, uint32_t kind, int node) noexcept nogil:
-    """Return a new ring on a NUMA node (-1: any), or NULL: no memory, or ring_init refuses."""
+    """Return a new ring on a NUMA node (-1: any), or NULL: no memory, or ring_init refuses.
+
+    The memory is the environment's when that is initialised, and the C library's otherwise.
+    """
+    cdef ring_t *r
     if count > RING_COUNT_MAX:
         return NULL
-    cdef ring_t *r = <ring_t *>aligned_alloc(CACHE_LINE, ring_size(count))
+    if env_ready():
+        r = <ring_t *>env_zalloc(ring_size(count), CACHE_LINE, node)
+    else:
+        r = <ring_t *>aligned_alloc(CACHE_LINE, ring_size(count))
     if r is NULL:
         return NULL
     if ring_init(r, count, kind) < 0:
-        free(r)
+        ring_free(r)
         return NULL
     return r
 
 
 cdef void ring_free(ring_t *r) noexcept nogil:
     """Give a ring of ring_create back; NULL is allowed.  No thread may be in it any more."""
-    free(r)
+    if env_owns(r):
+        env_free(r)
+    else:
+        free(r)
 
 
 cdef void ring_await(const uint32_t *tail, uint32_t turn) noexcept nogil:
