@@ -5,6 +5,7 @@ Fails:    ValueError names a parameter that cannot be had; OSError carries the e
           or uuid taken, ENOENT, EACCES, EBUSY ...: see the file-backed modules); MemoryError.
 """
 import itertools
+import os
 import uuid as uuid_module
 
 from vhostrt.bdev import registry
@@ -51,6 +52,13 @@ def check_physical(physical_block_size: int | None, block_size: int) -> int:
     return size
 
 
+def check_node(numa_id: int | None) -> int:
+    node = -1 if numa_id is None else numa_id
+    if node != -1 and not os.path.isdir(f"/sys/devices/system/node/node{node}"):
+        raise ValueError(f"numa_id {node} is not a NUMA node of this machine")
+    return node
+
+
 def check_file(name: str, block_size: int | None, uuid: str | None) -> None:
     """block_size 0 or None: the device's own."""
     if block_size:
@@ -90,10 +98,10 @@ async def create_malloc(num_blocks: int, block_size: int = 512, name: str | None
     physical = check_physical(physical_block_size, block_size)
     name = name or free_name("Malloc{}")
     check_identity(name, uuid)
-    numa_id = -1 if numa_id is None else numa_id
+    numa_id = check_node(numa_id)
     bdev = MallocBdev(name, num_blocks, block_size, uuid, numa_id)
-    bdev.hints |= {"physical_block_size": physical,
-                   "optimal_io_boundary": optimal_io_boundary or 0, "numa_id": numa_id}
+    bdev.hints.update({"physical_block_size": physical,
+                       "optimal_io_boundary": optimal_io_boundary or 0, "numa_id": numa_id})
     return await add(bdev)
 
 
@@ -115,12 +123,12 @@ async def create_null(name: str, num_blocks: int, block_size: int = 512, uuid: s
     physical = check_physical(physical_block_size, block_size)
     check_identity(name, uuid)
     bdev = NullBdev(name, num_blocks, block_size, uuid)
-    bdev.hints |= {"physical_block_size": physical,
-                   "preferred_write_alignment": preferred_write_alignment or 0,
-                   "preferred_write_granularity": preferred_write_granularity or 0,
-                   "optimal_write_size": optimal_write_size or 0,
-                   "preferred_unmap_alignment": preferred_unmap_alignment or 0,
-                   "preferred_unmap_granularity": preferred_unmap_granularity or 0}
+    bdev.hints.update({"physical_block_size": physical,
+                       "preferred_write_alignment": preferred_write_alignment or 0,
+                       "preferred_write_granularity": preferred_write_granularity or 0,
+                       "optimal_write_size": optimal_write_size or 0,
+                       "preferred_unmap_alignment": preferred_unmap_alignment or 0,
+                       "preferred_unmap_granularity": preferred_unmap_granularity or 0})
     return await add(bdev)
 
 
