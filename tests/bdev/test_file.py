@@ -140,7 +140,8 @@ def test_what_a_file_says_of_itself(cls, tmp_path):
 
 
 def test_descriptors_are_closed_on_exec(tmp_path):
-    bdevs = [cls("disk", str(make_file(512)(tmp_path / cls.__name__))) for cls in (AioBdev, UringBdev)]
+    bdevs = [cls("disk", str(make_file(512)(tmp_path / cls.__name__)))
+             for cls in (AioBdev, UringBdev)]
     ours = [fd for fd in os.listdir("/proc/self/fd")
             if os.path.exists(f"/proc/self/fd/{fd}")
             and os.readlink(f"/proc/self/fd/{fd}").startswith(str(tmp_path))]

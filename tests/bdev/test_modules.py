@@ -251,8 +251,8 @@ async def main(kind, path):
     async with channel(kind, path) as c:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
         data = bytearray(b"w" * 8192)
-        print(await run(c, [("write", 4096, 16, [data])]), await run(c, [("write", 2040, 16, [data])]),
-              [min(rc, 0) for rc in await run(c, [("write", 2032, 16, [data])])])
+        for first in (4096, 2040, 2032):
+            print(await run(c, [("write", first, 16, [data])]))
 asyncio.run(main(sys.argv[1], pathlib.Path(sys.argv[2])))
 """
 
@@ -262,7 +262,7 @@ def test_write_that_the_system_refuses_is_its_error(kind, tmp_path, python):
     """A limit on the size of files: behind it, and across it, where the first part is written."""
     path = tmp_path / "disk"
     out = python(LIMITED, kind, path)
-    assert out.split("\n")[0] == f"[{-errno.EFBIG}] [{-errno.EFBIG}] [0]"
+    assert out.split() == [f"[{-errno.EFBIG}]", f"[{-errno.EFBIG}]", "[0]"]
     assert path.read_bytes()[2032 * 512:2049 * 512] == b"w" * 16 * 512 + bytes(512)
 
 
@@ -312,7 +312,7 @@ def test_channels_of_two_reactors_and_two_on_one(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", FILES)
 def test_channels_come_and_go(kind, tmp_path):
-    """Opened and closed at once by many, some of them cancelled; then reactors end and come again."""
+    """Opened and closed at once by many, some cancelled; then reactors end and come again."""
     async def use(bdev, lcore, i):
         async with channel_of(bdev, lcore) as c:
             assert ended(await run(c, [("write", i, 1, [bytearray(bytes([i]) * 512)])])) == {0}
@@ -370,7 +370,8 @@ def test_null_leaves_buffers_and_forgets():
             assert await run(c, [(what, 0, 1, [buffer]) for what in ("write", "read")]
                              + [("write_zeroes", 0, 64, []), ("reset", 0, 0, [])]) == [1] * 4
             assert buffer == b"k" * 4096
-            assert await run(c, [("flush", 0, 0, []), ("unmap", 0, 1, [])]) == [-errno.EOPNOTSUPP] * 2
+            refused = await run(c, [("flush", 0, 0, []), ("unmap", 0, 1, [])])
+            assert refused == [-errno.EOPNOTSUPP] * 2
 
     asyncio.run(main())
 

@@ -1,7 +1,6 @@
 """Drive a bdev from tests: lists of requests, submitted on a reactor, and their answers."""
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport calloc, free
-from vhostrt.base.ticks cimport ticks_now
 from vhostrt.bdev.core cimport Channel, bdev_channel_t, bdev_io_t, bdev_submit, iovec
 from vhostrt.event.control cimport CALL_PENDING, call_done, call_on, call_t
 
@@ -112,30 +111,3 @@ async def run(channel, requests) -> list:
     batch = Batch(requests)
     await batch.start(channel)
     return batch.answers()
-
-
-def time_reads(Channel channel not None, uint32_t blocks, uint64_t rounds) -> float:
-    """Return the ticks of one read of `blocks` blocks that is done at once, in a row of `rounds`.
-
-    Called with no reactor on the channel: this thread is the only one that uses it.
-    """
-    buffer = bytearray(blocks * channel.bdev.block_size)
-    cdef uint8_t[::1] view = buffer
-    cdef iovec iov
-    cdef bdev_io_t io
-    cdef uint64_t i, start
-    cdef int rc = 1
-    iov.iov_base = &view[0]
-    iov.iov_len = view.shape[0]
-    io.iovs = &iov
-    io.iov_count = 1
-    io.type = 0
-    io.offset_blocks = 0
-    io.num_blocks = blocks
-    io.done = done
-    start = ticks_now()
-    with nogil:
-        for i in range(rounds):
-            rc &= bdev_submit(channel.c, &io)
-    assert rc == 1
-    return (ticks_now() - start) / rounds

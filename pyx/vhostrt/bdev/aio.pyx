@@ -5,8 +5,8 @@
     the poller takes all there are       <-   aio.done, one push each
 
 Both stacks are pushed by compare-and-swap and emptied as a whole by an exchange, so no address can
-come back under a pusher's hands.  The reactor never takes the mutex, and makes a system call only to
-wake a helper that sleeps.
+come back under a pusher's hands.  The reactor never takes the mutex, and makes a system call only
+to wake a helper that sleeps.
 
 Owner:    the pool belongs to the open bdevs; the aio_t of the reactors belong to the pool, as a
           helper may still look at one when its last request has been done.

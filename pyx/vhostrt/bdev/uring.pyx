@@ -47,7 +47,8 @@ cdef extern from *:
     {
         unsigned held = __atomic_load_n(ring->sq.kflags, __ATOMIC_RELAXED);
         if (held & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))
-            (void)syscall(__NR_io_uring_enter, ring->ring_fd, 0, 0, IORING_ENTER_GETEVENTS, NULL, 0);
+            (void)syscall(__NR_io_uring_enter, ring->ring_fd, 0, 0, IORING_ENTER_GETEVENTS,
+                          NULL, 0);
     }
     static inline int vh_uring_pending(struct io_uring *ring)
     {
