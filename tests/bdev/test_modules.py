@@ -2,21 +2,27 @@
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
 import random
+import select
+import struct
 
 import pytest
 
-from tests.lib.cy_bdev import Batch, run
+from tests.lib.cy_bdev import Batch, Poller, run
 from tests.lib.reactors import reactors
 from vhostrt.bdev.aio import AioBdev
 from vhostrt.bdev.malloc import MallocBdev
 from vhostrt.bdev.null import NullBdev
 from vhostrt.bdev.uring import UringBdev, uring_available
+from vhostrt.event import reactor
 
 FILES = {"aio": AioBdev, "uring": UringBdev}
 KINDS = ("malloc", "aio", "uring")
 SIZE = 4 << 20
+FS_IOC_FIEMAP = 0xC020660B
+FIEMAP_EXTENT_DELALLOC = 4
 
 
 def test_uring_is_there():
@@ -77,6 +83,28 @@ def extents(rng, blocks, longest=64):
         n = min(rng.randrange(1, longest), blocks - at)
         yield at, n
         at += n + rng.randrange(longest)
+
+
+def task_names() -> set:
+    """The names of this process's threads."""
+    names = set()
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError), open(f"/proc/self/task/{task}/comm") as comm:
+            names.add(comm.read().strip())
+    return names
+
+
+def dirty(path) -> bool:
+    """True when the file system says that data is only in memory (FIEMAP, delayed allocation)."""
+    answer = bytearray(struct.pack("=QQIIII", 0, 2**64 - 1, 0, 0, 64, 0) + bytes(64 * 56))
+    with open(path, "rb") as f:
+        try:
+            fcntl.ioctl(f, FS_IOC_FIEMAP, answer)
+        except OSError:
+            return False                # a tmpfs has nowhere else to put it
+    count = struct.unpack_from("=I", answer, 20)[0]
+    flags = [struct.unpack_from("=I", answer, 32 + 56 * i + 40)[0] for i in range(count)]
+    return any(f & FIEMAP_EXTENT_DELALLOC for f in flags)
 
 
 def joined(buffers) -> bytes:
@@ -327,6 +355,8 @@ def test_channels_come_and_go(kind, tmp_path):
                     task.cancel()
                 await asyncio.gather(*tasks)
                 await asyncio.gather(*opening, return_exceptions=True)
+            assert [reactor.stats(n)["threads"] for n in range(2)] == [0, 0]
+        assert "bdev_aio" not in task_names()
 
     for _ in range(2):
         asyncio.run(main())
@@ -334,8 +364,50 @@ def test_channels_come_and_go(kind, tmp_path):
     assert data[:20 * 512] == joined(bytes([i]) * 512 for i in range(20))
 
 
+@pytest.mark.parametrize("kind", FILES)
+def test_flushed_data_is_on_the_store(kind, tmp_path):
+    path = tmp_path / "disk"
+
+    async def main():
+        async with channel(kind, path) as c:
+            for i in range(8):
+                data = bytearray(os.urandom(1 << 18))
+                assert ended(await run(c, [("write", i * 1024, 512, [data])])) == {0}
+                assert ended(await run(c, [("flush", 0, 0, [])])) == {0}
+                assert not dirty(path)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_poller_can_be_slept_on(kind, tmp_path):
+    """Armed without work, its descriptor wakes a sleeper; armed with work, it says so."""
+    async def main():
+        async with channel(kind, tmp_path / "disk") as c:
+            poller = Poller(c)
+            await poller.pause()
+            assert await poller.arm() == 0
+            assert select.select([poller.fd()], [], [], 0)[0] == []
+            batch = Batch([("write", i, 1, [bytearray(512)]) for i in range(10)])
+            answer = batch.start(c)
+            assert await asyncio.to_thread(select.select, [poller.fd()], [], [], 60) != ([], [], [])
+            assert await poller.arm() > 0
+            await poller.disarm()
+            assert not answer.done()
+            with pytest.raises(RuntimeError, match="10 requests are in flight"):
+                await c.bdev.close_channel(c)
+            await poller.resume()
+            await answer
+            assert batch.answers() == [0] * 10
+            assert await poller.arm() == 0
+            assert select.select([poller.fd()], [], [], 0)[0] == []
+            await poller.disarm()
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("kind", KINDS + ("null",))
-def test_channel_with_requests_in_flight_or_of_another_is_not_closed(kind, tmp_path):
+def test_channel_of_another_bdev_is_not_closed(kind, tmp_path):
     async def main():
         async with reactors(), disk("malloc", tmp_path) as other, \
                 channel_of(other) as strange:

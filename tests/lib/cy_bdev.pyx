@@ -2,7 +2,9 @@
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport calloc, free
 from vhostrt.bdev.core cimport Channel, bdev_channel_t, bdev_io_t, bdev_submit, iovec
+from vhostrt.bdev.station cimport station_t
 from vhostrt.event.control cimport CALL_PENDING, call_done, call_on, call_t
+from vhostrt.event.reactor cimport poller_register, poller_unregister
 
 cdef struct request_t:
     bdev_io_t io                # first: the one is the other
@@ -111,3 +113,53 @@ async def run(channel, requests) -> list:
     batch = Batch(requests)
     await batch.start(channel)
     return batch.answers()
+
+
+cdef int poller_pause(call_t *call) noexcept nogil:
+    poller_unregister(&(<station_t *>call.arg).poller)
+    return 0
+
+
+cdef int poller_resume(call_t *call) noexcept nogil:
+    cdef station_t *s = <station_t *>call.arg
+    poller_register(s.thread, &s.poller, 0)
+    return 0
+
+
+cdef int poller_arm(call_t *call) noexcept nogil:
+    cdef station_t *s = <station_t *>call.arg
+    return s.poller.try_arm(s.poller.arg)
+
+
+cdef int poller_disarm(call_t *call) noexcept nogil:
+    cdef station_t *s = <station_t *>call.arg
+    s.poller.disarm(s.poller.arg)
+    return 0
+
+
+cdef class Poller:
+    """The poller behind a channel of a file, for tests of what interrupt mode needs.
+
+    Each method returns a future of what the poller's function answered on its reactor.
+    """
+
+    cdef Channel channel
+
+    def __cinit__(self, Channel channel not None):
+        self.channel = channel
+
+    def fd(self) -> int:
+        return (<station_t *>self.channel.c.ctx).poller.fd
+
+    def pause(self):
+        """Take no completions any more."""
+        return call_on(self.channel.c.lcore, poller_pause, self.channel.c.ctx, self)
+
+    def resume(self):
+        return call_on(self.channel.c.lcore, poller_resume, self.channel.c.ctx, self)
+
+    def arm(self):
+        return call_on(self.channel.c.lcore, poller_arm, self.channel.c.ctx, self)
+
+    def disarm(self):
+        return call_on(self.channel.c.lcore, poller_disarm, self.channel.c.ctx, self)
