@@ -13,12 +13,13 @@ from collections.abc import Iterator
 # UTF-8 needs no attention: no byte of a longer sequence equals one of these ASCII characters.
 BLANKS = re.compile(rb"[ \t\r\n]*+")
 BEGIN = re.compile(rb'[\[{"]|[-0-9tfn]')
-STRUCTURE = re.compile(rb'["{}\[\]]')
 STRING_REST = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
+# All up to the next brackets, strings that are whole included, and those brackets.  It stops short
+# of a string that is not whole.
+BRACKETS = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+")*+([\[{]*+)([\]}]*+)', re.DOTALL)
 SCALAR_REST = re.compile(rb"[-+.0-9A-Za-z]*+")
 
 OPENING = b"[{"
-CLOSING = b"]}"
 QUOTE = ord('"')
 
 BETWEEN, NESTED, STRING, SCALAR = range(4)
@@ -126,20 +127,20 @@ class Splitter:
 
         The kinds of brackets are not matched: the decoder refuses what does not fit.
         """
-        buffer, depth = self._buffer, self._depth
-        for token in STRUCTURE.finditer(buffer, self._position):
-            byte = token.group()
-            if byte in OPENING:
-                depth += 1
-            elif byte in CLOSING:
-                depth -= 1
-                if depth == 0:
-                    self._depth, self._position = 0, token.end()
-                    return True
-            else:
-                self._state, self._depth, self._position = STRING, depth, token.end()
+        position, depth = self._position, self._depth
+        end = len(self._buffer)
+        while position < end:
+            found = BRACKETS.match(self._buffer, position)
+            if found.end() == position:
+                self._state, self._depth, self._position = STRING, depth, position + 1
                 return True
-        self._depth, self._position = depth, len(buffer)
+            position = found.end()
+            depth += found.end(1) - found.start(1)
+            if depth <= position - found.start(2):
+                self._position = found.start(2) + depth
+                return True
+            depth -= position - found.start(2)
+        self._depth, self._position = depth, end
         return False
 
     def _cut(self) -> bytes:
