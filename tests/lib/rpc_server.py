@@ -90,7 +90,8 @@ class RunningServer:
         if state == State.RUNTIME:
             self.dispatcher.enter_runtime()
         self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever, name="rpc-server")
+        self.thread = threading.Thread(target=self.loop.run_forever, name="rpc-server",
+                                       daemon=True)
         self.thread.start()
         self.unhandled = []
         self.loop.set_exception_handler(lambda loop, context: self.unhandled.append(context))

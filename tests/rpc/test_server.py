@@ -1,4 +1,5 @@
 """vhostrt/rpc/server.py and request.py: over real sockets, with clients of every kind."""
+import fcntl
 import json
 import os
 import socket
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from tests.lib.rpc_server import Client, RunningServer, State, request
+from vhostrt.rpc.server import AHEAD_MAX
 
 PARSE, INVALID, MISSING, PARAMS, INTERNAL = -32700, -32600, -32601, -32602, -32603
 
@@ -234,6 +236,16 @@ def test_a_wait_of_a_dead_client_is_cancelled_and_work_is_not(server):
     server.wait_for(lambda: server.events[2:] == ["enter g", "leave g"])
 
 
+def test_a_wait_in_a_batch_of_a_dead_client_is_cancelled(server):
+    with Client(server.address) as client:
+        client.send([request("work_behind_gate", {"gate": "g"}),
+                     request("wait_gate", {"gate": "w"})])
+        server.wait_for(lambda: server.events == ["enter g"])
+    server.wait_for(lambda: not server.server.connections)
+    server.open_gate("g")
+    server.wait_for(lambda: server.events == ["enter g", "leave g", "enter w", "cancelled w"])
+
+
 def test_many_connections_at_once(server):
     clients = [Client(server.address) for _ in range(100)]
     for key, client in enumerate(clients):
@@ -255,6 +267,16 @@ def test_connections_above_the_limit_are_told_so(address):
         with Client(address) as again:
             assert again.call("echo") == result("")
         second.close()
+
+
+def test_few_requests_are_taken_ahead(address):
+    with RunningServer(address, paused=True) as server, Client(address) as client:
+        client.send(b'{"method":"echo","id":1}' * 5000)
+        server.wait_for(lambda: any(c.ahead for c in server.server.connections))
+        held, = server.server.connections
+        assert len(held.ahead) == AHEAD_MAX + 1
+        server.call(server.server.resume)
+        assert [client.reply() for _ in range(5000)] == [result("")] * 5000
 
 
 def test_a_paused_server_answers_after_resume(address):
@@ -321,6 +343,20 @@ def test_a_live_server_without_a_lock_is_left_alone(address):
         with pytest.raises(OSError, match="in use by a running program"):
             RunningServer(address)
         assert os.path.exists(address) and not os.path.exists(address + ".lock")
+
+
+def test_a_held_lock_is_enough(address):
+    with RunningServer(address):
+        os.unlink(address)
+        with pytest.raises(OSError, match="in use by a running program"):
+            RunningServer(address)
+    fd = os.open(address + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    with pytest.raises(OSError, match="in use by a running program"):
+        RunningServer(address)
+    os.close(fd)
+    with RunningServer(address):
+        pass
 
 
 def test_what_a_killed_server_left_is_replaced(address):
