@@ -1,6 +1,6 @@
 """A well-behaved virtio-blk front end over tests.lib.vhost_client and tests.lib.split_ring."""
 import struct
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from tests.lib import vhost_client as vc
 from tests.lib.guest_memory import Memory
@@ -55,7 +55,7 @@ class Blk:
             if start:
                 ring.start(self.client)
 
-    def __enter__(self) -> "Blk":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc) -> None:

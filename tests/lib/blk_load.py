@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from tests.lib.blk_client import IN, OK, OUT, UNTOUCHED
+from tests.lib.blk_client import IN, OK, OUT, SCRATCH, UNTOUCHED
 from tests.lib.split_ring import DESC, NEXT, WRITE
 
 HEADER = np.dtype([("type", "<u4"), ("reserved", "<u4"), ("sector", "<u8")])
@@ -91,6 +91,13 @@ class Lane:
         assert not len(bad), f"wrong data at sectors {self.headers['sector'][bad][:8]}"
         self.heads = None
         return n
+
+
+def zero_disk(blk) -> None:
+    """Write zeros all over the disk."""
+    sectors = blk.capacity()
+    for at in range(0, sectors, SCRATCH // 512):
+        blk.write(at, bytes(min(SCRATCH, (sectors - at) * 512)))
 
 
 def checked_load(blk, requests: int, seed: int = 1, base: int = 0) -> int:

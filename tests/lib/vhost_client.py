@@ -10,6 +10,7 @@ import array
 import enum
 import socket
 import struct
+from typing import Self
 
 VERSION = 1
 REPLY = 1 << 2
@@ -92,7 +93,7 @@ class Client:
         if self.backend is not None:
             self.backend.close()
 
-    def __enter__(self) -> "Client":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc) -> None:
