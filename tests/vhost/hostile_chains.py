@@ -283,13 +283,13 @@ def readable_last(blk):
     return [blk.rings[0].chain([*read_parts(blk), (blk.scratch, 512, 0)])]
 
 
-@on_blk("read-into-readable")
+@on_blk("read-into-readable", ANY)
 def read_into_readable(blk):
     header, data, status = read_parts(blk)
     return [blk.rings[0].chain([header, (data[0], 512, 0), status])]
 
 
-@on_blk("write-from-writable")
+@on_blk("write-from-writable", ANY)
 def write_from_writable(blk):
     _header, data, status = read_parts(blk)
     return [blk.rings[0].chain([(blk.header(OUT), 16, 0), data, status])]
