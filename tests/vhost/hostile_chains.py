@@ -1,8 +1,8 @@
 """Hostile descriptors, rings and memory: CASES maps an id to (attack, outcomes that are right).
 
 An attack gets the socket of a disk and returns what came of it: "failed" (the request completed,
-and not with status OK), "done" (with status OK), "broken" (the err eventfd was signalled), "closed",
-"silent" (nothing happened within some seconds).
+and not with status OK), "done" (with status OK), "broken" (the err eventfd was signalled),
+"closed", "silent" (nothing happened within some seconds).
 """
 import fcntl
 import os
