@@ -68,7 +68,7 @@ class Guest:
         self.qemu.kill()
         self.qemu.wait()
 
-    def wait(self, seconds: float = 90) -> None:
+    def wait(self, seconds: float = 180) -> None:
         """Wait until the guest has powered off; a GuestError unless every step ended with 0."""
         self._wait(lambda: False, "to power off", seconds)
         failed = [f"{name} ({rc})" for name, rc in self.results().items() if rc != 0]
@@ -77,7 +77,7 @@ class Guest:
         if ["END"] not in self._lines():
             self._fail("the guest or QEMU died before its steps were done")
 
-    def wait_step(self, name: str, seconds: float = 90) -> None:
+    def wait_step(self, name: str, seconds: float = 180) -> None:
         """Wait until a step has ended with 0, and let the guest go on."""
         self._wait(lambda: name in self.results(), f"to end step {name}", seconds)
         if self.results().get(name) != 0:
