@@ -69,13 +69,13 @@ check-release: build-tests
 # the interpreter leaves its own.
 check-tsan: build/tsan/built
 	cd build/tsan && LD_PRELOAD="$$(gcc -print-file-name=libtsan.so)" TSAN_OPTIONS=halt_on_error=1 \
-	    VHOSTRT_STRESS=5 $(PYTEST) -p no:cacheprovider -k stress tests $(ARGS)
+	    VHOSTRT_STRESS=5 $(PYTEST) -p no:cacheprovider --capture=sys -k stress tests $(ARGS)
 
 check-asan: build/asan/built
 	cd build/asan && PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 \
 	    UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
-	    $(PYTEST) -p no:cacheprovider --ignore=tests/e2e --ignore=tests/source tests \
+	    $(PYTEST) -p no:cacheprovider --capture=sys --ignore=tests/e2e --ignore=tests/source tests \
 	    $(ARGS)
 
 # A sanitized build stands in a tree of its own: the extension modules have the same names. Sources
