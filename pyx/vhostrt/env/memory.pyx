@@ -209,8 +209,8 @@ def fini() -> None:
     if not env_ready():
         g_pid = 0
         return
-    ok(heap_close(&g_heap), f"memory: {g_heap.blocks} blocks of {g_heap.used} bytes in all are "
-                            "still in use")
+    what = f"memory: {g_heap.blocks} blocks of {g_heap.used} bytes in all are still in use"
+    ok(heap_close(&g_heap), what)
     g_pid = 0
 
 
