@@ -9,7 +9,9 @@ Threads: the control thread; memory is mapped on a helper thread.
 import asyncio
 import errno
 import itertools
+import os
 import socket
+import stat
 
 from vhostrt import log
 from vhostrt.vhost import view as view_module
@@ -246,6 +248,8 @@ class Session:
     async def set_backend_req_fd(self, message: Message) -> None:
         if len(message.fds) != 1:
             raise ProtocolError("SET_BACKEND_REQ_FD came without a descriptor")
+        if not stat.S_ISSOCK(os.fstat(message.fds[0]).st_mode):
+            raise ProtocolError("SET_BACKEND_REQ_FD came with a descriptor that is not a socket")
         close_all([self.backend_fd])
         (self.backend_fd,) = message.take_fds()
 

@@ -6,6 +6,7 @@ the end; then the idle policy, if nothing did any work.
 
 Threads:  Python functions here belong to the control thread.
 """
+import atexit
 import os
 import time
 
@@ -92,6 +93,7 @@ IDLE_POLICIES = {"spin": IDLE_SPIN, "yield": IDLE_YIELD, "sleep": IDLE_SLEEP}
 
 cdef reactor_t *g_reactors[LCORE_MAX]   # written by init and fini, with no reactor running
 cdef mempool_t *g_events = NULL         # likewise
+cdef bint g_prepared = False            # leave_nothing_running was called; control thread
 
 
 cdef reactor_t *reactor_of(uint32_t lcore) noexcept nogil:
@@ -465,6 +467,7 @@ def init(lcores, str idle="yield", uint64_t max_delay_us=1000) -> None:
     global g_events
     if g_events is not NULL:
         raise RuntimeError("the reactors are already initialised")
+    leave_nothing_running()
     if idle not in IDLE_POLICIES:
         raise ValueError(f"idle policy {idle!r} must be one of {', '.join(IDLE_POLICIES)}")
     ok(interrupt_install(), "the signal that interrupts reactors")
@@ -478,6 +481,25 @@ def init(lcores, str idle="yield", uint64_t max_delay_us=1000) -> None:
     except BaseException:
         fini()
         raise
+
+
+def leave_nothing_running() -> None:
+    """Once a process: stop the reactors before Python goes away, and let a forked child, which has
+    none of their threads, do without them."""
+    global g_prepared
+    if not g_prepared:
+        atexit.register(stop)
+        os.register_at_fork(after_in_child=forget)
+        g_prepared = True
+
+
+def forget() -> None:
+    """In a forked child: there are no reactors here, and their memory was not inherited."""
+    global g_events
+    cdef uint32_t i
+    for i in range(<uint32_t>LCORE_MAX):
+        g_reactors[i] = NULL
+    g_events = NULL
 
 
 def lcores() -> list:
@@ -517,7 +539,8 @@ def stop() -> None:
             store_release_u32(<uint32_t *>&r.state, REACTOR_EXITING)
             os.eventfd_write(r.wake_fd, one)
     for lcore in lcores():
-        join(lcore)
+        if load_acquire_u32(&g_reactors[<uint32_t>lcore].tid):
+            join(lcore)
 
 
 def fini() -> int:
