@@ -67,14 +67,12 @@ class BlkController:
         self.serial = bdev.name.encode()
         self.num_blocks = bdev.num_blocks
         self.block_size = bdev.block_size
-        self.features = self.offered(bdev)
+        self.features = self.offered()
 
-    def offered(self, bdev) -> int:
+    def offered(self) -> int:
         """The feature word, less the bit of the protocol features."""
         features = bits(Feature.VERSION_1, Feature.INDIRECT_DESC, Feature.EVENT_IDX,
-                        F_SEG_MAX, F_BLK_SIZE, F_MQ)
-        if bdev.write_cache:
-            features |= bits(F_FLUSH)
+                        F_SEG_MAX, F_BLK_SIZE, F_FLUSH, F_MQ)
         if self.readonly:
             features |= bits(F_RO)
         return features

@@ -270,7 +270,7 @@ class Session:
             offset, size, _ = self.config_range(message)
         except ProtocolError as error:
             log.warning(f"{self.name}: refused: {error}")
-            return CONFIG.pack(0, 0, 0)
+            return b""
         space = self.controller.config_space().ljust(CONFIG_MAX, b"\0")
         return CONFIG.pack(offset, size, 0) + space[offset:offset + size]
 
