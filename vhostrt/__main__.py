@@ -5,20 +5,31 @@ Exit status: 0 stopped in order, 2 bad arguments, 1 could not start, else what s
 import sys
 from contextlib import ExitStack
 
-from vhostrt import __version__, log
+from vhostrt import __version__, log, stdio
 from vhostrt.options import Options, UsageError, help_text, parse_args
 
 
 def main(words: list[str] | None = None) -> int:
     """Run the program; return its exit status."""
+    stdio.open_missing()
     try:
-        options = parse_args(sys.argv[1:] if words is None else words)
+        return follow(sys.argv[1:] if words is None else words)
+    finally:
+        stdio.settle()
+
+
+def follow(words: list[str]) -> int:
+    """Do what the command line says."""
+    try:
+        options = parse_args(words)
     except UsageError as error:
         print(f"vhostrt: {error}\nTry 'vhostrt --help'.", file=sys.stderr)
         return 2
     if options.show:
-        sys.stdout.write(help_text() if options.show == "help" else f"vhostrt v{__version__}\n")
-        return 0
+        why = stdio.say(help_text() if options.show == "help" else f"vhostrt v{__version__}")
+        if why:
+            print(f"vhostrt: cannot print on stdout: {why}", file=sys.stderr)
+        return 1 if why else 0
     return run(options)
 
 

@@ -354,4 +354,4 @@ def help_text() -> str:
             lines.append(head.ljust(len(indent)) + text[len(indent):])
         else:
             lines += [head, text]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)

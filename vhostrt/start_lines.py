@@ -5,6 +5,7 @@ import sys
 from vhostrt import __version__
 from vhostrt.cores import compact
 from vhostrt.options import Options
+from vhostrt.stdio import say
 
 
 def starting_line() -> str:
@@ -54,11 +55,3 @@ def print_start_lines(options: Options, lcores: dict[int, tuple[int, ...]]) -> N
     """Print both lines."""
     say(starting_line())
     say(f"[ DPDK EAL parameters: {' '.join(parameters(options, lcores))} ]")
-
-
-def say(line: str) -> None:
-    """Print a line on stdout at once; a stdout that takes nothing is no reason to stop."""
-    try:
-        print(line, flush=True)
-    except (OSError, ValueError):
-        pass

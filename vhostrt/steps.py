@@ -14,7 +14,8 @@ from vhostrt.cores import choose_idle, choose_lcores
 from vhostrt.disks import BLOCK_SIZE, Disk, qemu_words
 from vhostrt.options import SLEEP_US, Options
 from vhostrt.process import StartError
-from vhostrt.start_lines import print_start_lines, say
+from vhostrt.start_lines import print_start_lines
+from vhostrt.stdio import say
 from vhostrt.subsystems import all_subsystems
 
 
