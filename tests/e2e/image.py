@@ -80,17 +80,18 @@ put 3 $(at 4 {WRITTEN_AT["end"]}) conv=notrunc oflag=direct
 sync
 """
 
+# From CPU 0 through the cache, from CPU 1 past it.
 READ_BACK = f"""
-echo 3 > /proc/sys/vm/drop_caches
+get() {{
+    echo 3 > /proc/sys/vm/drop_caches
+    cpu=$1
+    shift
+    taskset $cpu busybox dd if=/dev/vda bs=4k count={len(PATTERN) // 4096} "$@" > /tmp/read
+    cmp /tmp/read /pattern
+}}
 for at in {" ".join(map(str, WRITTEN_AT.values()))}; do
-    for flag in "" iflag=direct; do
-        for cpu in 1 2; do
-            echo 3 > /proc/sys/vm/drop_caches
-            taskset $cpu busybox dd if=/dev/vda bs=4k skip=$(($at / 4096)) \\
-                count={len(PATTERN) // 4096} $flag > /tmp/read
-            cmp /tmp/read /pattern
-        done
-    done
+    get 1 skip=$(($at / 4096))
+    get 2 skip=$(($at / 4096)) iflag=direct
 done
 """
 
