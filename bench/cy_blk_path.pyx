@@ -76,11 +76,11 @@ cdef int client_poll(void *arg) noexcept nogil:
     """Take back a whole batch, then send the next."""
     cdef client_t *c = <client_t *>arg
     cdef uint32_t n = driver_done(&c.driver)
-    cdef uint32_t written, i
+    cdef uint32_t written, _
     cdef int head
     if n < c.waiting:
         return 0
-    for i in range(n):
+    for _ in range(n):
         head = driver_take(&c.driver, &written)
         if head < 0 or c.memory[STATUS_AT + head] != BLK_S_OK or written != c.block_bytes + 1:
             c.failed += 1
@@ -90,7 +90,7 @@ cdef int client_poll(void *arg) noexcept nogil:
         poller_unregister(&c.poller)
         call_done(c.call, 0)
         return 1
-    for i in range(<uint32_t>c.waiting):
+    for _ in range(<uint32_t>c.waiting):
         client_send(c)
     c.left -= c.waiting
     driver_publish(&c.driver)

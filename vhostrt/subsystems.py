@@ -30,7 +30,7 @@ class VhostBlkSubsystem(Subsystem):
 
     def __init__(self, socket_dir: str) -> None:
         self.socket_dir = socket_dir
-        self.watchdog: "Watchdog | None" = None
+        self.watchdog: Watchdog | None = None
 
     async def init(self) -> None:
         from vhostrt.base import sigbus

@@ -62,8 +62,9 @@ def own_lines(source: str) -> list[Line]:
 
 
 def says_nogil(line: Line) -> bool:
-    """Return whether `line` declares a function, method or function pointer as nogil."""
-    return bool(re.search(r"\).*\bnogil\b", line.text) and not re.match(r"with\b", line.text))
+    """Return whether `line` declares a function or method, not just an argument, as nogil."""
+    _, closed, suffix = line.text.rpartition(")")
+    return bool(closed and re.search(r"\bnogil\b", suffix))
 
 
 def nogil_functions(source: str) -> list[Function]:

@@ -3,6 +3,8 @@ import re
 
 from tests.source.cysource import own_lines, says_nogil
 
+# What follows the arguments of a function or of a function pointer, wherever it stands.
+SUFFIX = re.compile(r"\)([^()=,]*\bnogil\b[^()=,]*)")
 FAILS = re.compile(r"\bnoexcept\b|\bexcept\s*[?*+\-\w]")
 OBJECT = re.compile(r"\b(?:object|str|bytes|bytearray|list|dict|tuple|set)\s+\w+\s*[,)=]")
 
@@ -11,10 +13,8 @@ def violations(source: str) -> list[str]:
     """Return "LINE: what is wrong" for each nogil declaration of a .pyx or .pxd at fault."""
     wrong = []
     for line in own_lines(source):
-        if not says_nogil(line):
-            continue
-        if not FAILS.search(line.text):
+        if not all(map(FAILS.search, SUFFIX.findall(line.text))):
             wrong.append(f"{line.at}: nogil without noexcept or except: {line.text}")
-        if OBJECT.search(line.text):
+        if says_nogil(line) and OBJECT.search(line.text):
             wrong.append(f"{line.at}: a Python object in a nogil function: {line.text}")
     return wrong

@@ -20,6 +20,8 @@ HOLES = {
     "several_lines": "cdef int f(int a,\n           int b) nogil:\n    return 1\n",
     "typedef": "ctypedef int (*fn)(void *ctx) nogil\n",
     "field": "cdef struct s:\n    int (*fn)(void *ctx) nogil\n",
+    "argument": "cdef int f(int (*fn)(int) nogil) noexcept nogil:\n    return 1\n",
+    "value_of_argument": "def f(x):\n    use(<int (*)(int) nogil>x)\n",
     "after_extern": 'cdef extern from "a.h" nogil:\n    int g()\ncdef int f() nogil\n',
     "comment": "cdef int f() nogil:    # noexcept\n    return 1\n",
     "object": "cdef int f(str w) noexcept nogil:\n    return 1\n",
@@ -35,6 +37,7 @@ SOUND = {
     "noexcept": "cdef void f() noexcept nogil:\n    pass\n",
     "value": "cdef int f() except -1 nogil\n",
     "extern": 'cdef extern from "a.h" nogil:\n    int f(int)\n    ctypedef int (*fn)(int) nogil\n',
+    "argument": "cdef K new(str w, int (*fn)(int) noexcept nogil):\n    return K()\n",
     "block": "def f():\n    with nogil:\n        g()\n",
     "text": '"""f() nogil"""\ncdef int f():     # not nogil\n    return 1\n',
 }

@@ -67,6 +67,9 @@ cdef int raises_sound(int x) except -1 nogil:
             raise ValueError("x")
     return inline_sound(x)
 
+cdef object argument_sound(int (*fn)(int) noexcept nogil):
+    return [fn(1)]
+
 def block_hole(str w):
     cdef int r = 0
     with nogil:

@@ -25,7 +25,7 @@ from vhostrt.env.memory cimport env_free, env_zalloc
 from vhostrt.env.mempool cimport (mempool_create, mempool_free, mempool_get_one, mempool_put,
                                   mempool_t)
 from vhostrt.env.ring cimport (RING_MP_SC, ring_count, ring_create, ring_free, ring_mp_enqueue,
-                               ring_sc_dequeue, ring_t)
+                               ring_sc_dequeue)
 from vhostrt.event.timers cimport timers_insert, timers_remove
 
 cdef extern from *:
@@ -281,7 +281,7 @@ cdef inline int poller_run(poller_t *poller) noexcept nogil:
 
 
 cdef int run_timers(thread_t *thread, uint64_t now) noexcept nogil:
-    """Run what is due, up to TIMER_BATCH.  The next run is a period after this look at the clock."""
+    """Run what is due, up to TIMER_BATCH.  The next run is a period from this look at the clock."""
     cdef poller_t *poller
     cdef int busy = 0
     cdef int left = TIMER_BATCH

@@ -3,13 +3,11 @@
 A queue is made when its ring is started and thrown away when it has stopped.  In between it is
 changed only by events to its reactor: start, set_view, set_fd, set_channel, stop.
 """
-import os
-
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EAGAIN, EFAULT, EINTR, ETIMEDOUT, errno
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 from posix.unistd cimport write
 from vhostrt.base.check cimport check
 from vhostrt.bdev.core cimport Channel, bdev_channel_t, iovec
@@ -261,7 +259,7 @@ cdef class Queue:
     """
 
     def __cinit__(self, int index, uint32_t size, Thread thread not None, on_broken, *args):
-        cdef uint32_t i, count
+        cdef uint32_t i
         cdef size_t stride
         cdef request_t *request
         if size == 0 or size > SIZE_MAX_SPLIT or size & (size - 1):

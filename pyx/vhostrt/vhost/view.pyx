@@ -84,7 +84,7 @@ def unmap(uintptr_t base, size_t length, int slot) -> None:
 
 
 cdef class Mapping:
-    """One region of a client, mapped.  guest, user: its address for the guest and for the client."""
+    """One region of a client, mapped.  guest, user: its address for guest and client."""
     cdef uint8_t *base                  # owned, of whole pages
     cdef size_t length
     cdef int slot                       # in the SIGBUS table; -1: not mapped

@@ -37,7 +37,7 @@ cdef inline int blk_take_header(chain_t *c, blk_header_t *header) noexcept nogil
 
 
 cdef inline uint8_t *blk_take_status(chain_t *c) noexcept nogil:
-    """Return where the status byte goes, cut off the end of the chain; NULL: nothing is writable."""
+    """Return where the status byte goes, cut off the end of the chain; NULL: none is writable."""
     cdef iovec *last
     if c.count == c.readable:           # iovs are never empty
         return NULL
