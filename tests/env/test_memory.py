@@ -16,12 +16,7 @@ from vhostrt.env.ring import Ring
 MIB = 1 << 20
 
 
-@pytest.fixture(autouse=True)
-def heap():
-    memory.init()
-    yield
-    gc.collect()
-    memory.fini()
+pytestmark = pytest.mark.usefixtures("heap")
 
 
 def resident_kib():
@@ -157,7 +152,7 @@ def test_rings_live_in_the_heap():
 def test_a_ring_older_than_the_heap_is_not_freed_into_it():
     memory.fini()
     ring = Ring(1024)
-    memory.init()
+    memory.init(no_huge=True)
     assert memory.stats()["blocks"] == 0
     del ring
 
@@ -178,7 +173,7 @@ def test_fini_refuses_while_blocks_are_out():
 
 def test_init_twice():
     with pytest.raises(OSError, match="memory is already initialised") as refused:
-        memory.init()
+        memory.init(no_huge=True)
     assert refused.value.errno == errno.EALREADY
 
 
@@ -189,7 +184,7 @@ def test_init_and_fini_leave_no_descriptor():
         assert len(os.listdir("/proc/self/fd")) == before + 1
         block.free()
         memory.fini()
-        memory.init()
+        memory.init(no_huge=True)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -221,7 +216,7 @@ def test_a_limit_that_cannot_be_met_is_refused_with_what_there_is():
         memory.init(2**50)
     assert refused.value.errno == errno.ENOMEM
     assert not memory.ready()
-    memory.init()
+    memory.init(no_huge=True)
 
 
 def test_memory_that_the_system_cannot_give_is_an_error_and_no_signal():

@@ -1,6 +1,5 @@
 """vhostrt.env.mempool from Python: counts, growth, refusals, and where the objects lie."""
 import errno
-import gc
 
 import pytest
 from hypothesis import given
@@ -9,14 +8,7 @@ from hypothesis import strategies as st
 from vhostrt.env import lcore, memory
 from vhostrt.env.mempool import Mempool
 
-
-@pytest.fixture(autouse=True)
-def heap():
-    memory.init()
-    yield
-    gc.collect()
-    lcore.fini()
-    memory.fini()
+pytestmark = pytest.mark.usefixtures("heap")
 
 
 @pytest.mark.parametrize(("size", "stride"), [(1, 64), (32, 64), (64, 64), (65, 128), (4096, 4096)])
