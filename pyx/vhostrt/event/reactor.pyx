@@ -30,53 +30,18 @@ from vhostrt.event.timers cimport timers_insert, timers_remove
 
 cdef extern from *:
     """
-    #include <errno.h>
-    #include <poll.h>
-    #include <pthread.h>
-    #include <sched.h>
-    #include <signal.h>
-    #include <sys/syscall.h>
-    #include <time.h>
-    #include <unistd.h>
     static __thread void *vh_reactor;           /* the reactor of this thread */
-    static inline void vh_wait_fd(int fd, uint64_t ns)
-    {
-        struct pollfd p = {.fd = fd, .events = POLLIN};
-        struct timespec t = {.tv_sec = ns / 1000000000u, .tv_nsec = ns % 1000000000u};
-        (void)ppoll(&p, 1, &t, NULL);
-    }
-    static inline void vh_thread_name(const char *name)
-    {
-        (void)pthread_setname_np(pthread_self(), name);
-    }
-    static inline uint32_t vh_tid(void) { return (uint32_t)syscall(SYS_gettid); }
-    static void vh_nothing(int sig) { (void)sig; }
-    /* A system call that blocks against all expectation returns EINTR at this signal. */
-    static int vh_interrupt_install(void)
-    {
-        struct sigaction a = {.sa_handler = vh_nothing};
-        return sigaction(SIGURG, &a, NULL) < 0 ? -errno : 0;
-    }
-    static inline void vh_interrupt_admit(void)
-    {
-        sigset_t s;
-        sigemptyset(&s);
-        sigaddset(&s, SIGURG);
-        (void)pthread_sigmask(SIG_UNBLOCK, &s, NULL);
-    }
-    static inline int vh_interrupt(uint32_t tid)
-    {
-        return syscall(SYS_tgkill, getpid(), tid, SIGURG) < 0 ? -errno : 0;
-    }
     """
     void *g_current "vh_reactor"
-    void wait_fd "vh_wait_fd"(int fd, uint64_t ns) nogil
-    void thread_name "vh_thread_name"(const char *name) nogil
-    uint32_t gettid "vh_tid"() nogil
-    int sched_yield() nogil
-    int interrupt_install "vh_interrupt_install"() nogil
-    void interrupt_admit "vh_interrupt_admit"() nogil
-    int interrupt_tid "vh_interrupt"(uint32_t tid) nogil
+
+cdef extern from "vhostrt/event/reactor.h" nogil:
+    void wait_fd "vh_wait_fd"(int fd, uint64_t ns)
+    void thread_name "vh_thread_name"(const char *name)
+    uint32_t gettid "vh_tid"()
+    int sched_yield()
+    int interrupt_install "vh_interrupt_install"()
+    void interrupt_admit "vh_interrupt_admit"()
+    int interrupt_tid "vh_interrupt"(uint32_t tid)
 
 cdef enum:
     EVENT_RING_SLOTS = 65536
