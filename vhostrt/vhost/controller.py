@@ -23,6 +23,7 @@ SOCKET_PATH_MAX = 107                   # bytes of sockaddr_un.sun_path, less th
 SECTOR = 512
 SEG_MAX = 126                           # a ring of 128 less header and status; more is accepted
 SESSIONS_MAX = 64                       # of one controller: each may hold descriptors and memory
+SLOTS_MAX = 1 << 18                     # of its rings: 320 bytes are allocated for each
 BACKLOG = 16
 
 # Feature bits of the block device (virtio 1.4, 5.2.3).
@@ -85,14 +86,24 @@ class BlkController:
 
     # Queues
 
-    def place(self) -> int:
-        """Return the lcore of our mask on which the fewest queues run."""
+    def queues(self) -> list:
+        """Return the queues that run now, of all sessions."""
+        return [ring.queue for session in self.sessions for ring in session.rings.values()
+                if ring.queue is not None]
+
+    def place(self, size: int) -> int:
+        """Return the lcore of our mask on which the fewest queues run, for a ring of `size`.
+
+        OSError(ENOSPC): the rings of this controller would have more than SLOTS_MAX descriptors.
+        """
+        if size + sum(queue.size for queue in self.queues()) > SLOTS_MAX:
+            raise OSError(errno.ENOSPC, f"the rings of controller {self.name} have {SLOTS_MAX} "
+                                        "descriptors at most")
         load = dict.fromkeys(sorted(self.lcores), 0)
         for controller in controllers.values():
-            for session in controller.sessions:
-                for ring in session.rings.values():
-                    if ring.queue is not None and ring.queue.lcore in load:
-                        load[ring.queue.lcore] += 1
+            for queue in controller.queues():
+                if queue.lcore in load:
+                    load[queue.lcore] += 1
         return min(load, key=load.__getitem__)
 
     async def open_channel(self, lcore: int):
@@ -110,8 +121,8 @@ class BlkController:
         """The bdev is being deleted: every request fails from now on, the sessions stay."""
         log.warning(f"{self.name}: bdev {self.bdev_name} was removed; requests fail from now on")
         self.descriptor = None
-        for session in self.sessions:
-            for ring in session.rings.values():
+        for session in tuple(self.sessions):
+            for ring in tuple(session.rings.values()):
                 await ring.detach()
         descriptor.close()
 

@@ -28,6 +28,8 @@ class Ring:
         self.kicked = False             # SET_VRING_KICK came since the ring was stopped last
         self.fds = {"kick": -1, "call": -1, "err": -1}
         self.queue: BlkQueue | None = None
+        # The session's messages and the removal of the bdev each change the queue in steps.
+        self.lock = asyncio.Lock()
 
     def refuse_running(self, what: str) -> None:
         """Fail for what must not change while the ring is being served."""
@@ -56,10 +58,11 @@ class Ring:
 
     async def set_fd(self, kind: str, fd: int) -> None:
         """Take a descriptor ("kick", "call" or "err"; -1 for none), the ring's from now on."""
-        if self.queue is None:
-            old, self.fds[kind] = self.fds[kind], fd
-        else:
-            old = await self.queue.set_fd(kind, fd)
+        async with self.lock:
+            if self.queue is None:
+                old, self.fds[kind] = self.fds[kind], fd
+            else:
+                old = await self.queue.set_fd(kind, fd)
         close_all([old])
         if kind == "kick":
             self.kicked = True
@@ -73,13 +76,17 @@ class Ring:
             if not self.size or self.addresses is None or session.view is None:
                 raise ProtocolError(f"ring {self.index} was started before its size, addresses "
                                     "and memory were told")
-            await self.start()
+            try:
+                async with self.lock:
+                    await self.start()
+            except (ValueError, OSError, MemoryError) as error:
+                raise ProtocolError(f"ring {self.index} cannot be started: {error}") from None
 
     async def start(self) -> None:
-        """Serve the ring on a reactor of the controller's."""
+        """Serve the ring on a reactor of the controller's; with the lock."""
         session = self.session
         controller = session.controller
-        lcore = controller.place()
+        lcore = controller.place(self.size)
         thread = Thread(f"{controller.name}.vq{self.index}", controller.lcores)
         queue = BlkQueue(self.index, self.size, thread, session.broken, controller.serial)
         channel = await controller.open_channel(lcore)
@@ -87,35 +94,38 @@ class Ring:
             await queue.start(lcore, session.view, self.addresses, self.next_avail, self.fds,
                               session.has(Feature.EVENT_IDX), session.has(Feature.INDIRECT_DESC),
                               channel)
-        except (ValueError, OSError) as error:
+        except BaseException:
             await controller.close_channel(channel)
-            raise ProtocolError(f"ring {self.index} cannot be started: {error}") from None
+            raise
         self.queue = queue
         log.info("vhost", f"{controller.name}: ring {self.index} of {self.size} descriptors runs "
                           f"on core {lcore}")
 
     async def stop(self) -> None:
         """Finish what is in flight and leave the reactor."""
-        if self.queue is None:
-            return
-        channel = self.queue.channel
-        self.next_avail, self.fds = await self.queue.stop()
-        self.queue = None
-        await self.session.controller.close_channel(channel)
+        async with self.lock:
+            if self.queue is None:
+                return
+            channel = self.queue.channel
+            self.next_avail, self.fds = await self.queue.stop()
+            self.queue = None
+            await self.session.controller.close_channel(channel)
 
     async def set_view(self, view) -> None:
         """Have a running queue take a new memory table."""
-        if self.queue is not None:
-            await self.queue.set_view(view, self.addresses)
+        async with self.lock:
+            if self.queue is not None:
+                await self.queue.set_view(view, self.addresses)
 
     async def detach(self) -> None:
         """Go on without the bdev: requests fail. Returns when none uses its channel any more."""
-        if self.queue is None or self.queue.channel is None:
-            return
-        channel = await self.queue.set_channel(None)
-        while channel.inflight:
-            await asyncio.sleep(0.001)
-        await self.session.controller.close_channel(channel)
+        async with self.lock:
+            if self.queue is None or self.queue.channel is None:
+                return
+            channel = await self.queue.set_channel(None)
+            while channel.inflight:
+                await asyncio.sleep(0.001)
+            await self.session.controller.close_channel(channel)
 
     async def close(self) -> None:
         """Stop and give back every descriptor."""

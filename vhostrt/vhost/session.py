@@ -179,7 +179,7 @@ class Session:
         """Map the new table aside, have every running queue take it, then drop the old one."""
         view = await asyncio.get_running_loop().run_in_executor(
             view_module.helper(), self.make_view, message)
-        for ring in self.rings.values():
+        for ring in tuple(self.rings.values()):
             await ring.set_view(view)
         self.view = view
 

@@ -225,12 +225,15 @@ cdef int set_channel_call(call_t *call) noexcept nogil:
 
 # On the control thread
 
-cdef void lease_note(void *arg) noexcept:
+cdef void lease_drop(lease_t *lease) noexcept:
     """Drop the view; its memory is unmapped when nobody else has it."""
-    cdef lease_t *lease = <lease_t *>arg
     view = <object>lease.view
     free(lease)
     Py_DECREF(view)
+
+
+cdef void lease_note(void *arg) noexcept:
+    lease_drop(<lease_t *>arg)
 
 
 cdef void broken_note(void *arg) noexcept:
@@ -368,7 +371,15 @@ cdef class Queue:
         self.view = view
         self.running = True
         self.thread.note_lcore(lcore)
-        await call_on(lcore, start_call, q, self)
+        try:
+            await call_on(lcore, start_call, q, self)
+        except OSError:                 # the event was not sent, so nothing has begun
+            self.running = False
+            self.view = None
+            self.thread.note_lcore(-1)
+            lease_drop(q.lease)
+            q.lease = NULL
+            raise
 
     cdef int use_channel(self, Channel channel) except -1:
         """Remember the channel and what the data path needs of its bdev."""
@@ -407,8 +418,12 @@ cdef class Queue:
         except ValueError:
             change.c.ring.desc = NULL
         change.c.lease = lease_new(view)
+        try:
+            await self.change(change)
+        except OSError:
+            lease_drop(change.c.lease)
+            raise
         self.view = view
-        await self.change(change)
 
     async def set_fd(self, str kind, int fd):
         """Take a new descriptor (-1: none); return the old one, the caller's again.
