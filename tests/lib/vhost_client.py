@@ -10,6 +10,7 @@ import array
 import enum
 import socket
 import struct
+import time
 from typing import Self
 
 VERSION = 1
@@ -83,9 +84,20 @@ class Client:
     def __init__(self, path: str, timeout: float = 20.0):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(timeout)
-        self.sock.connect(str(path))
+        self._connect(str(path), time.monotonic() + timeout)
         self.ack = False
         self.backend = None             # our end of the back end's own request channel
+
+    def _connect(self, path: str, end: float) -> None:
+        """Connect; wait while the back end's queue of connections is full."""
+        while True:
+            try:
+                self.sock.connect(path)
+                return
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise TimeoutError(f"{path} accepts no connection") from None
+                time.sleep(0.01)
 
     def close(self) -> None:
         """Close the connection and the back end's request channel."""

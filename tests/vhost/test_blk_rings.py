@@ -103,7 +103,7 @@ def test_kick_from_before_the_start_is_honoured(disk):
     with Blk(disk, start=False) as blk:
         ring = blk.rings[0]
         ring.submit(*reads(blk, 5))
-        ring.start(blk.client)
+        ring.start(blk.client, base=0)
         assert len(ring.wait(5)) == 5
 
 
@@ -111,7 +111,7 @@ def test_requests_from_before_the_start_need_one_kick(disk):
     with Blk(disk, start=False) as blk:
         ring = blk.rings[0]
         ring.publish(*reads(blk, 5))
-        ring.start(blk.client)
+        ring.start(blk.client, base=0)
         ring.kick()
         assert len(ring.wait(5)) == 5
 

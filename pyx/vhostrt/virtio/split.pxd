@@ -46,7 +46,7 @@ cdef struct split_t:
     uint16_t published          # what used.idx says
     uint16_t signalled          # published when the driver was last considered for an interrupt
     bint event_idx              # VIRTIO_RING_F_EVENT_IDX
-    bint signalled_valid        # False until the first decision: then an interrupt is always due
+    bint signalled_valid        # False until the first decision: with an event, one that is due
 
 
 cdef inline int split_available(const split_t *s) noexcept nogil:
@@ -78,10 +78,8 @@ cdef inline bint split_publish(split_t *s) noexcept nogil:
     fence_full()
     s.signalled = s.next_used
     s.signalled_valid = True
-    if first:
-        return True
     if s.event_idx:
-        return vring_need_event(read_once_u16(&s.avail.ring[s.size]), s.next_used, old)
+        return first or vring_need_event(read_once_u16(&s.avail.ring[s.size]), s.next_used, old)
     return not read_once_u16(&s.avail.flags) & VRING_AVAIL_F_NO_INTERRUPT
 
 
