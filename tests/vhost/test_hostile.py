@@ -143,6 +143,7 @@ def test_100_connections_at_once(arena):
     finally:
         for client in clients:
             client.close()
+    arena.target.await_fds(arena.descriptors)       # until then new ones may be turned away
     arena.check_unharmed()
 
 
