@@ -25,5 +25,5 @@ cdef extern from *:
     """
     uint64_t ticks_now "vh_ticks"() nogil
 
-cdef uint64_t ticks_hz() noexcept nogil          # ticks a second; measured once, at import
+cdef uint64_t ticks_hz() noexcept nogil          # ticks a second; measured once
 cdef uint64_t ticks_from_us(uint64_t us) noexcept nogil

@@ -1,9 +1,13 @@
 """The clock of the data path: ticks of the processor's time stamp counter.
 
+Where the processor does not tell its rate, that is measured from the import of this module to the
+first use of the rate.
+
 Threads:  any.
 """
-from libc.stdint cimport uint64_t
+from libc.stdint cimport UINT64_MAX, uint64_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from vhostrt.base.atomics cimport cas_u64, load_relaxed_u64
 
 cdef extern from *:
     """
@@ -35,40 +39,65 @@ cdef extern from *:
 cdef enum:
     MEASURE_NS = 10_000_000             # long enough that two clock reads of 50 ns do not matter
     ROUND_HZ = 100_000                  # what is left of the error after that
+    LOOKS = 8
 
-cdef uint64_t g_hz = 0                  # written once, by the import of this module
+cdef struct moment_t:
+    uint64_t ns                         # of the monotonic clock
+    uint64_t ticks
+
+cdef moment_t g_start                   # written by the import of this module
+cdef uint64_t g_hz = 0                  # 0 while nobody has asked; written once
 
 
-cdef uint64_t clock_ns() noexcept nogil:
+cdef moment_t look() noexcept nogil:
+    """Read both clocks at one moment.
+
+    A thread may be kept from running between two reads: the tightest of some tries counts.
+    """
+    cdef moment_t best
     cdef timespec t
-    clock_gettime(CLOCK_MONOTONIC, &t)
-    return <uint64_t>t.tv_sec * 1_000_000_000 + <uint64_t>t.tv_nsec
+    cdef uint64_t before, after, width
+    cdef uint64_t least = UINT64_MAX
+    cdef int _i
+    best.ns = best.ticks = 0
+    for _i in range(LOOKS):
+        before = ticks_now()
+        clock_gettime(CLOCK_MONOTONIC, &t)
+        after = ticks_now()
+        width = after - before
+        if width < least:
+            least = width
+            best.ticks = before + width // 2
+            best.ns = <uint64_t>t.tv_sec * 1_000_000_000 + <uint64_t>t.tv_nsec
+    return best
 
 
 cdef uint64_t measure_hz() noexcept nogil:
-    """Count ticks over 10 ms of the monotonic clock."""
-    cdef uint64_t start_ns = clock_ns()
-    cdef uint64_t start = ticks_now()
-    cdef uint64_t now_ns = start_ns
-    while now_ns - start_ns < MEASURE_NS:
-        now_ns = clock_ns()
-    cdef uint64_t hz = (ticks_now() - start) * 1_000_000_000 // (now_ns - start_ns)
-    return (hz + ROUND_HZ // 2) // ROUND_HZ * ROUND_HZ
+    """Set the rate by the ticks since the import of this module; wait until 10 ms are over."""
+    cdef moment_t now = look()
+    while now.ns - g_start.ns < MEASURE_NS:
+        now = look()
+    cdef double hz = <double>(now.ticks - g_start.ticks) * 1e9 / <double>(now.ns - g_start.ns)
+    # Of two threads that come here at once, the first one's value is everybody's.
+    cas_u64(&g_hz, 0, (<uint64_t>hz + ROUND_HZ // 2) // ROUND_HZ * ROUND_HZ)
+    return load_relaxed_u64(&g_hz)
 
 
 cdef uint64_t ticks_hz() noexcept nogil:
-    """Return the ticks of one second."""
-    return g_hz
+    """Return the ticks of one second.  The first call may take 10 ms."""
+    cdef uint64_t hz = load_relaxed_u64(&g_hz)
+    return hz if hz else measure_hz()
 
 
 cdef uint64_t ticks_from_us(uint64_t us) noexcept nogil:
     """Return the ticks of `us` microseconds; split so that no product overflows."""
-    return us // 1_000_000 * g_hz + us % 1_000_000 * g_hz // 1_000_000
+    cdef uint64_t hz = ticks_hz()
+    return us // 1_000_000 * hz + us % 1_000_000 * hz // 1_000_000
 
 
 def hz() -> int:
     """Return the rate of `now`, in ticks per second."""
-    return g_hz
+    return ticks_hz()
 
 
 def now() -> int:
@@ -76,4 +105,5 @@ def now() -> int:
     return ticks_now()
 
 
-g_hz = cpuid_hz() or measure_hz()
+g_start = look()
+g_hz = cpuid_hz()
