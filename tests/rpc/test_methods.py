@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from tests.lib.blk_client import Blk
 from tests.lib.rpc_server import Client
 from tests.lib.target import Target
 from vhostrt.rpc.methods import METHODS
@@ -19,6 +20,10 @@ REACTOR = {"lcore": int, "numa_id": int, "tid": int, "busy": int, "idle": int,
            "in_interrupt": bool, "irq": int, "sys": int, "usr": int, "lw_threads": list}
 CONTROLLER = {"ctrlr": str, "cpumask": str, "delay_base_us": int, "iops_threshold": int,
               "socket": str, "sessions": list, "backend_specific": dict}
+
+SESSION = {"vid": int, "id": int, "name": str, "started": bool, "max_queues": int,
+           "inflight_task_cnt": int, "queues": list}
+THREAD = {"name": str, "id": int, "cpumask": str, "elapsed": int}
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +190,31 @@ def test_controllers(client, target):
     for name in ("c", "d"):
         assert result(client, "vhost_delete_controller", ctrlr=name) is True
     assert not elsewhere.exists() and result(client, "vhost_get_controllers") == []
+
+
+def test_sessions_and_their_queues(client, target):
+    result(client, "bdev_malloc_create", name="m", num_blocks=2048, block_size=512)
+    result(client, "vhost_create_blk_controller", ctrlr="c", dev_name="m")
+    with Blk(target.folder / "c", queues=2) as blk:
+        assert blk.capacity() == 2048
+        about, = result(client, "vhost_get_controllers", name="c")
+        session, = about["sessions"]
+        assert types(session) == SESSION
+        assert session["started"] and session["max_queues"] == 2
+        assert session["name"] == f"cs{session['vid']}"
+        assert session["queues"] == [{"index": i, "lcore": 0, "size": 256, "inflight_task_cnt": 0,
+                                      "broken": 0} for i in range(2)]
+        reactor, = result(client, "framework_get_reactors")["reactors"]
+        threads = reactor["lw_threads"]
+        assert [types(t) for t in threads] == [THREAD] * 2
+        assert [t["cpumask"] for t in threads] == ["1", "1"]
+        assert all(t["name"].startswith("c") for t in threads)
+    end = time.monotonic() + 30
+    while result(client, "vhost_get_controllers", name="c")[0]["sessions"]:
+        assert time.monotonic() < end, "a session whose client has gone is still there"
+    assert result(client, "framework_get_reactors")["reactors"][0]["lw_threads"] == []
+    assert result(client, "vhost_delete_controller", ctrlr="c") is True
+    assert result(client, "bdev_malloc_delete", name="m") is True
 
 
 @pytest.mark.parametrize("params, code, text", [

@@ -85,13 +85,16 @@ class Session:
 
     async def release(self) -> None:
         """Stop the queues and give everything back."""
-        self.controller.forget(self)
-        for ring in self.rings.values():
-            await ring.close()
-        self.view = None
-        close_all([self.backend_fd])
-        self.backend_fd = -1
-        self.channel.close()
+        try:
+            for ring in self.rings.values():
+                await ring.close()
+        finally:
+            self.view = None
+            close_all([self.backend_fd])
+            self.backend_fd = -1
+            self.channel.close()
+            # Last: who ends the controller or its bdev waits for the queues that still stop.
+            self.controller.forget(self)
 
     async def close(self) -> None:
         """End the session and wait until it has given everything back."""
