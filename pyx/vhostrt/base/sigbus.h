@@ -6,11 +6,12 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/mman.h>
+#include "vhostrt/base/atomics.h"
 
 #define VH_SIGBUS_SLOTS 8192
 
-/* A slot is free while start is 0.  Writers take turns (the GIL, or a lock of theirs); the handler
- * reads on any thread at any time. */
+/* A slot is free while start is 0.  Writers hold a lock; the handler reads on any thread at any
+ * time. */
 struct vh_sigbus_region {
     uintptr_t start;
     uintptr_t end;
@@ -24,32 +25,51 @@ struct vh_sigbus_table {
     struct sigaction before; /* what was installed before us */
 };
 
-/* Put zero memory where the client's has gone.  1: done, the access may be tried again. */
-static int vh_sigbus_mend(struct vh_sigbus_table *t, uintptr_t address)
+/* Copy the slot that holds the address.  1: there is one. */
+static int vh_sigbus_find(struct vh_sigbus_table *t, uintptr_t address,
+                          struct vh_sigbus_region *found)
 {
     uint32_t used = __atomic_load_n(&t->used, __ATOMIC_ACQUIRE);
     for (uint32_t i = 0; i < used; i++) {
         struct vh_sigbus_region *r = &t->slots[i];
-        uintptr_t start = __atomic_load_n(&r->start, __ATOMIC_ACQUIRE);
-        uintptr_t page;
-        if (!start || address < start || address >= r->end)
+        found->start = __atomic_load_n(&r->start, __ATOMIC_ACQUIRE);
+        found->end = __atomic_load_n(&r->end, __ATOMIC_RELAXED);
+        found->page_size = __atomic_load_n(&r->page_size, __ATOMIC_RELAXED);
+        found->flag = __atomic_load_n(&r->flag, __ATOMIC_RELAXED);
+        if (!found->start || address < found->start || address >= found->end)
             continue;
-        page = address & ~(r->page_size - 1);
-        if (mmap((void *)page, r->page_size, PROT_READ | PROT_WRITE,
-                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED)
-            return 0;
-        __atomic_store_n(r->flag, 1, __ATOMIC_RELEASE);
-        return 1;
+        /* The slot may have got another region between the reads: memory that is in use keeps
+         * its slot, so then this was not the one. */
+        vh_fence_acquire();
+        if (__atomic_load_n(&r->start, __ATOMIC_RELAXED) == found->start)
+            return 1;
     }
     return 0;
 }
 
+/* Put zero memory where the client's has gone.  1: done, the access may be tried again. */
+static int vh_sigbus_mend(struct vh_sigbus_table *t, uintptr_t address)
+{
+    struct vh_sigbus_region r;
+    if (!vh_sigbus_find(t, address, &r))
+        return 0;
+    /* First, so that no other thread sees the zeros and not the flag. */
+    __atomic_store_n(r.flag, 1, __ATOMIC_SEQ_CST);
+    return mmap((void *)(address & ~(r.page_size - 1)), r.page_size, PROT_READ | PROT_WRITE,
+                MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED;
+}
+
 static void vh_sigbus_chain(const struct sigaction *before, int sig, siginfo_t *info, void *context)
 {
+    int sent = info->si_code <= 0; /* by kill() and the like, not by an access to memory */
     if (before->sa_flags & SA_SIGINFO) {
         before->sa_sigaction(sig, info, context);
     } else if (before->sa_handler == SIG_DFL || before->sa_handler == SIG_IGN) {
+        if (sent && before->sa_handler == SIG_IGN)
+            return;
         signal(sig, SIG_DFL); /* the access is tried again, and kills us as it should */
+        if (sent)
+            raise(sig);
     } else {
         before->sa_handler(sig);
     }

@@ -21,7 +21,7 @@ cdef extern from *:
     static void vh_on_sigbus(int sig, siginfo_t *info, void *context)
     {
         int saved = errno;
-        if (!vh_sigbus_mend(&vh_table, (uintptr_t)info->si_addr))
+        if (info->si_code <= 0 || !vh_sigbus_mend(&vh_table, (uintptr_t)info->si_addr))
             vh_sigbus_chain(&vh_table.before, sig, info, context);
         errno = saved;
     }
@@ -46,9 +46,11 @@ cdef extern from *:
             struct vh_sigbus_region *r = &vh_table.slots[i];
             if (r->start)
                 continue;
-            r->end = (uintptr_t)start + size;
-            r->page_size = page_size;
-            r->flag = flag;
+            /* Not before the 0 in start: vh_sigbus_find reads it last. */
+            vh_fence_release();
+            __atomic_store_n(&r->end, (uintptr_t)start + size, __ATOMIC_RELAXED);
+            __atomic_store_n(&r->page_size, page_size, __ATOMIC_RELAXED);
+            __atomic_store_n(&r->flag, flag, __ATOMIC_RELAXED);
             __atomic_store_n(&r->start, (uintptr_t)start, __ATOMIC_RELEASE);
             if ((uint32_t)i >= vh_table.used)
                 __atomic_store_n(&vh_table.used, (uint32_t)i + 1, __ATOMIC_RELEASE);

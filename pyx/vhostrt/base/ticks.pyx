@@ -21,7 +21,7 @@ cdef extern from *:
             return 0;
         __cpuid(0x15, a, b, c, d);
         (void)d;
-        return a && c ? (uint64_t)c * (b / a) : 0;
+        return a ? (uint64_t)c * b / a : 0;
     }
     #elif defined(__aarch64__)
     static uint64_t vh_cpuid_hz(void)

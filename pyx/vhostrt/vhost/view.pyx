@@ -24,6 +24,7 @@ cdef extern from *:
     #include <stdint.h>
     #include <sys/mman.h>
     #include <sys/vfs.h>
+    #include <unistd.h>
     /* What is behind a descriptor: its page size for memory that may be shared, else 0. */
     static long vh_memory_page(int fd)
     {
@@ -32,7 +33,7 @@ cdef extern from *:
             return -errno;
         if ((uint32_t)s.f_type == HUGETLBFS_MAGIC)
             return s.f_bsize;
-        return (uint32_t)s.f_type == TMPFS_MAGIC ? 4096 : 0;
+        return (uint32_t)s.f_type == TMPFS_MAGIC ? sysconf(_SC_PAGESIZE) : 0;
     }
     static inline void vh_dont_fork(void *p, size_t n) { (void)madvise(p, n, MADV_DONTFORK); }
     """
