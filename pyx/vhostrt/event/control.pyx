@@ -95,11 +95,11 @@ cdef object call_on(int lcore, call_fn fn, void *arg, object keep):
     `keep` is held until the answer is there: the object that arg points into.
     OSError when the event cannot be sent.
     """
+    future = asyncio.get_running_loop().create_future()
     cdef call_t *call = <call_t *>calloc(1, sizeof(call_t))
     cdef int rc
     if call is NULL:
         raise MemoryError
-    future = asyncio.get_running_loop().create_future()
     call.node.run = call_answer
     call.node.arg = call
     call.fn = fn

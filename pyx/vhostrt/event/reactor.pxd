@@ -40,7 +40,7 @@ cdef struct poller_t:
     uint32_t state
     uint64_t period             # ticks; 0 for an active poller
     uint64_t next_run           # ticks
-    uint64_t order              # of registration, so that equal deadlines keep it
+    uint64_t order              # of registration with its thread; equal deadlines keep it
     uint64_t runs
     uint64_t busy_runs
     thread_t *thread
@@ -50,9 +50,9 @@ cdef struct poller_t:
 
 cdef struct thread_t:
     # A light thread: pollers that run, and move, together.
-    poller_t *active            # ring of active pollers; NULL when there are none
+    poller_t *active            # ring of active pollers, by order; NULL when there are none
     poller_t *cursor            # the next to run in the pass under way; follows removals
-    uint32_t active_count
+    uint64_t order              # of the poller registered last
     poller_t *timers            # pairing heap by next_run, then order
     reactor_t *reactor          # NULL while it is on none
     thread_t *prev
@@ -86,7 +86,6 @@ cdef struct reactor_t:
     uint64_t busy_ticks
     uint64_t idle_ticks
     uint64_t events_run
-    uint64_t poller_order
     uint32_t timer_countdown
     uint32_t idle_iterations
     uint64_t idle_since         # ticks; 0 while busy

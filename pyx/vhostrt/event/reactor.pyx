@@ -149,13 +149,12 @@ cdef void poller_register(thread_t *thread, poller_t *poller, uint64_t period_us
     A period that is less than one tick is none.  The first run of a timed poller is one period
     from now.
     """
-    cdef reactor_t *r = thread.reactor
     check(poller.state == POLLER_OFF)
     poller.thread = thread
     poller.state = POLLER_WAITING
     poller.period = ticks_from_us(period_us)
-    r.poller_order += 1
-    poller.order = r.poller_order
+    thread.order += 1
+    poller.order = thread.order
     if poller.period:
         poller.next_run = ticks_now() + poller.period
         timers_insert(&thread.timers, poller)
@@ -168,11 +167,9 @@ cdef void poller_register(thread_t *thread, poller_t *poller, uint64_t period_us
         poller.prev = thread.active.prev
         poller.prev.next = poller
         thread.active.prev = poller
-    thread.active_count += 1
 
 
 cdef void active_remove(thread_t *thread, poller_t *poller) noexcept nogil:
-    thread.active_count -= 1
     if thread.cursor is poller:
         thread.cursor = poller.next
     if poller.next is poller:
@@ -265,11 +262,12 @@ cdef int run_timers(thread_t *thread, uint64_t now) noexcept nogil:
 
 cdef inline int run_active(thread_t *thread) noexcept nogil:
     """Run every active poller once; one that is registered meanwhile waits for the next pass."""
-    cdef uint32_t left = thread.active_count
+    cdef uint64_t last = thread.order
+    cdef uint64_t done = 0              # of the poller that ran last; the ring ascends
     cdef poller_t *poller = thread.active
     cdef int busy = 0
-    while left and poller is not NULL:
-        left -= 1
+    while poller is not NULL and done < poller.order <= last:
+        done = poller.order
         thread.cursor = poller.next
         busy |= poller_run(poller)
         if poller.state == POLLER_UNREGISTERED:
@@ -373,8 +371,7 @@ cdef inline bint reactor_iterate(reactor_t *r) noexcept nogil:
         store_relaxed_u64(&r.busy_ticks, r.busy_ticks + now - r.now)
     else:
         store_relaxed_u64(&r.idle_ticks, r.idle_ticks + now - r.now)
-        r.accounted = now
-    r.now = now
+    r.accounted = r.now = now
     store_relaxed_u64(<uint64_t *>&r.iterations, r.iterations + 1)
     return busy
 
@@ -408,18 +405,19 @@ cdef int reactor_loop(void *arg) noexcept nogil:
 # The control plane
 
 cdef reactor_t *reactor_new(uint32_t lcore, uint32_t idle_policy, uint64_t max_delay) except NULL:
+    cdef int wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
     cdef reactor_t *r = <reactor_t *>env_zalloc(sizeof(reactor_t), 64, -1)
-    if r is NULL:
-        raise MemoryError(f"no memory for the reactor on core {lcore}")
+    cdef ring_t *events = ring_create(EVENT_RING_SLOTS, RING_MP_SC, -1)
+    if r is NULL or events is NULL:
+        os.close(wake_fd)
+        ring_free(events)
+        env_free(r)
+        raise MemoryError(f"no memory for the reactor on core {lcore} and its ring of events")
     r.lcore = lcore
     r.idle_policy = idle_policy
     r.max_delay = max_delay
-    r.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-    r.events = ring_create(EVENT_RING_SLOTS, RING_MP_SC, -1)
-    if r.events is NULL:
-        os.close(r.wake_fd)
-        env_free(r)
-        raise MemoryError(f"no memory for the event ring of core {lcore}")
+    r.wake_fd = wake_fd
+    r.events = events
     return r
 
 
@@ -427,7 +425,8 @@ def init(lcores, str idle="yield", uint64_t max_delay_us=1000) -> None:
     """Make a reactor for each lcore (int) of `lcores`, not yet running.
 
     idle: "spin", "yield" or "sleep"; max_delay_us: the longest sleep, microseconds.  MemoryError
-    when there is not enough memory; RuntimeError when there are reactors already.
+    when there is not enough memory; RuntimeError when there are reactors already; ValueError for
+    an lcore that cannot be, or comes twice.
     """
     global g_events
     if g_events is not NULL:
@@ -441,6 +440,8 @@ def init(lcores, str idle="yield", uint64_t max_delay_us=1000) -> None:
         raise MemoryError(f"no memory for {EVENT_POOL} events")
     try:
         for lcore in lcores:
+            if not 0 <= lcore < LCORE_MAX or g_reactors[<uint32_t>lcore] is not NULL:
+                raise ValueError(f"no reactor can be made for core {lcore}")
             g_reactors[<uint32_t>lcore] = reactor_new(lcore, IDLE_POLICIES[idle],
                                                       ticks_from_us(max_delay_us))
     except BaseException:
@@ -474,12 +475,18 @@ def lcores() -> list:
 
 
 def start() -> None:
-    """Run every reactor on its lcore.  Returns when all are in their loops."""
+    """Run every reactor on its lcore.  Returns when all are in their loops.
+
+    OSError when an lcore cannot take it; stop() then ends those that run.
+    """
     cdef reactor_t *r
     for lcore in lcores():
         r = g_reactors[<uint32_t>lcore]
         store_relaxed_u32(<uint32_t *>&r.state, REACTOR_RUNNING)
-        ok(lcore_launch(lcore, reactor_loop, r), f"start of the reactor on core {lcore}")
+        rc = lcore_launch(lcore, reactor_loop, r)
+        if rc < 0:
+            store_relaxed_u32(<uint32_t *>&r.state, REACTOR_STOPPED)
+            ok(rc, f"start of the reactor on core {lcore}")
     for lcore in lcores():
         while load_acquire_u32(&g_reactors[<uint32_t>lcore].tid) == 0:
             time.sleep(0.0001)
