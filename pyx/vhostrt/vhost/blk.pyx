@@ -53,9 +53,9 @@ cdef inline void blk_submit(queue_t *q, request_t *request, uint8_t type) noexce
 
 cdef inline void blk_transfer(queue_t *q, request_t *request, uint8_t type, uint64_t sector,
                               iovec *iovs, uint32_t iov_count, uint32_t bytes) noexcept nogil:
-    """A read or a write: whole blocks of the bdev, or it fails."""
+    """A read or a write: whole blocks of the bdev, at least one, or it fails."""
     cdef uint32_t shift = q.block_shift
-    if unlikely(q.channel is NULL or bytes & ((1 << shift) - 1)
+    if unlikely(q.channel is NULL or bytes == 0 or bytes & ((1 << shift) - 1)
                 or sector & ((1 << (shift - BLK_SECTOR_SHIFT)) - 1)):
         q.stats.errors += 1
         request_finish(q, request, BLK_S_IOERR, 0)

@@ -5,6 +5,7 @@ Owner:    a Queue owns the queue_t with its requests; from start to stop the rea
 Threads:  the C functions run on the queue's reactor; the class belongs to the control thread.
 Fails:    a ring that a driver spoilt is marked broken, signalled and told to the control thread.
 """
+from cython cimport unlikely
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from vhostrt.base.atomics cimport load_relaxed_u32, store_relaxed_u64
 from vhostrt.bdev.core cimport Channel, bdev_channel_t, bdev_io_t, iovec
@@ -84,7 +85,7 @@ cdef struct queue_t:
 
 cdef void queue_break(queue_t *q, int rc) noexcept nogil
 cdef void queue_publish(queue_t *q) noexcept nogil
-cdef void lease_ended(lease_t *lease) noexcept nogil
+cdef void lease_returned(queue_t *q, lease_t *lease) noexcept nogil
 cdef int queue_read_long(queue_t *q, chain_t *c, request_t *request, uint16_t head) noexcept nogil
 cdef void request_return_big(queue_t *q, request_t *request) noexcept nogil
 
@@ -98,8 +99,8 @@ cdef inline void request_free(queue_t *q, request_t *request) noexcept nogil:
     q.free = request
     q.inflight -= 1
     lease.inflight -= 1
-    if lease.retired and lease.inflight == 0:
-        lease_ended(lease)
+    if unlikely(lease.retired):
+        lease_returned(q, lease)
 
 
 cdef inline void request_finish(queue_t *q, request_t *request, uint8_t status,
@@ -121,7 +122,7 @@ cdef class Queue:
     cdef readonly View view
     cdef readonly int index             # of the ring in its session
     cdef object on_broken               # called with the queue and an errno
-    cdef bint running
+    cdef object stopped                 # the answer of stop, once it is asked for; else None
+    cdef bint running                   # from start to the answer of stop
     cdef int make_big(self, uint32_t size) except -1
     cdef int resolve(self, View view, split_t *ring, tuple addresses) except -1
-    cdef int use_channel(self, Channel channel) except -1

@@ -3,6 +3,8 @@
 A queue is made when its ring is started and thrown away when it has stopped.  In between it is
 changed only by events to its reactor: start, set_view, set_fd, set_channel, stop.
 """
+import asyncio
+
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EAGAIN, EFAULT, EINTR, ETIMEDOUT, errno
 from libc.stdint cimport uint16_t, uint32_t, uint64_t, uintptr_t
@@ -14,6 +16,7 @@ from vhostrt.bdev.core cimport Channel, bdev_channel_t, iovec
 from vhostrt.event.control cimport CALL_PENDING, call_done, call_on, call_t, control_post
 from vhostrt.event.reactor cimport (poller_register, poller_unregister, reactor_of,
                                     thread_attach, thread_detach, thread_t)
+from vhostrt.virtio.blk cimport BLK_SECTOR_SHIFT
 from vhostrt.virtio.chain cimport CHAIN_MIN_LIMIT, chain_read, chain_t
 from vhostrt.virtio.split cimport (split_kicks_off, split_kicks_on, split_publish, vring_avail,
                                    vring_desc, vring_used)
@@ -61,8 +64,7 @@ cdef void queue_finish_stop(queue_t *q) noexcept nogil:
     q.state = QUEUE_STOPPED
     poller_unregister(&q.poller)
     thread_detach(thread)
-    q.lease.retired = True
-    lease_ended(q.lease)
+    lease_retire(q.lease)
     q.lease = NULL
     call_done(call, q.ring.next_avail)
 
@@ -100,8 +102,17 @@ cdef void queue_break(queue_t *q, int rc) noexcept nogil:
         q.state = QUEUE_BROKEN          # draining: whoever stops it does not need to be told
 
 
-cdef void lease_ended(lease_t *lease) noexcept nogil:
-    """Tell the control thread, once, that no request uses the view any more."""
+cdef void lease_retire(lease_t *lease) noexcept nogil:
+    """The queue uses another view, or none.  Tell the control thread once no request is left."""
+    lease.retired = True
+    if lease.inflight == 0:
+        control_post(&lease.note)
+
+
+cdef void lease_returned(queue_t *q, lease_t *lease) noexcept nogil:
+    """A request that used an old view is done.  Its answer is lost if memory there was missing."""
+    if load_relaxed_u32(lease.regions.poisoned):
+        queue_break(q, -EFAULT)
     if lease.inflight == 0:
         control_post(&lease.note)
 
@@ -177,6 +188,7 @@ cdef struct change_t:
     int kind                    # FD_..., of fd
     int fd
     bdev_channel_t *channel
+    uint32_t block_shift        # of its bdev
 
 
 cdef int set_view_call(call_t *call) noexcept nogil:
@@ -192,8 +204,7 @@ cdef int set_view_call(call_t *call) noexcept nogil:
         q.ring.desc = change.ring.desc
         q.ring.avail = change.ring.avail
         q.ring.used = change.ring.used
-    old.retired = True
-    lease_ended(old)
+    lease_retire(old)
     return 0
 
 
@@ -220,6 +231,7 @@ cdef int set_channel_call(call_t *call) noexcept nogil:
     """Use another channel, or none.  The requests in flight stay with the old one."""
     cdef change_t *change = <change_t *>call.arg
     change.q.channel = change.channel
+    change.q.block_shift = change.block_shift
     return 0
 
 
@@ -238,6 +250,14 @@ cdef void lease_note(void *arg) noexcept:
 
 cdef void broken_note(void *arg) noexcept:
     (<Queue>arg).tell_broken()
+
+
+cdef uint32_t block_shift(Channel channel) noexcept:
+    """The binary logarithm of the block size; that of a sector without a channel."""
+    cdef uint32_t shift = BLK_SECTOR_SHIFT
+    while channel is not None and channel.c.bdev.block_size >> shift > 1:
+        shift += 1
+    return shift
 
 
 cdef lease_t *lease_new(View view) except NULL:
@@ -365,46 +385,44 @@ cdef class Queue:
         q.kick_fd = q.poller.fd = fds["kick"]
         q.call_fd = fds["call"]
         q.err_fd = fds["err"]
-        self.use_channel(channel)
         q.channel = NULL if channel is None else channel.c
+        q.block_shift = block_shift(channel)
         q.lease = lease_new(view)
-        self.view = view
-        self.running = True
-        self.thread.note_lcore(lcore)
         try:
-            await call_on(lcore, start_call, q, self)
-        except OSError:                 # the event was not sent, so nothing has begun
-            self.running = False
-            self.view = None
-            self.thread.note_lcore(-1)
+            future = call_on(lcore, start_call, q, self)
+        except BaseException:
             lease_drop(q.lease)
             q.lease = NULL
             raise
-
-    cdef int use_channel(self, Channel channel) except -1:
-        """Remember the channel and what the data path needs of its bdev."""
+        self.view = view
         self.channel = channel
-        if channel is not None:
-            self.q.block_shift = (channel.c.bdev.block_size).bit_length() - 1
-        return 0
+        self.running = True
+        self.thread.note_lcore(lcore)
+        await future
 
     async def stop(self):
         """Pop nothing more, wait for the requests in flight, leave the reactor.
 
         Return (next_avail, {"kick": int, "call": int, "err": int}); the descriptors are the
-        caller's again.
+        caller's again.  Cancelling this ends the wait, not the stop: await it again.
         """
         if not self.running:
             raise RuntimeError(f"queue {self.index} is not started")
-        next_avail = await call_on(self.thread.lcore, stop_call, self.q, self)
-        self.running = False
-        self.thread.note_lcore(-1)
-        self.view = None
-        self.channel = None
+        if self.stopped is None:
+            self.stopped = call_on(self.thread.lcore, stop_call, self.q, self)
+        next_avail = await asyncio.shield(self.stopped)
+        if self.running:
+            self.running = False
+            self.thread.note_lcore(-1)
+            self.view = None
+            self.channel = None
         return next_avail, {"kick": self.q.kick_fd, "call": self.q.call_fd, "err": self.q.err_fd}
 
-    async def change(self, Change change):
-        return await call_on(self.thread.lcore, change.fn, change.c, (self, change))
+    def change(self, Change change not None):
+        """Send a change to the reactor and return the Future of its answer."""
+        if not self.running or self.stopped is not None:
+            raise RuntimeError(f"queue {self.index} is not started, or is being stopped")
+        return call_on(self.thread.lcore, change.fn, change.c, (self, change))
 
     async def set_view(self, View view not None, tuple addresses):
         """Use a new view; return when the reactor has taken it.
@@ -419,11 +437,12 @@ cdef class Queue:
             change.c.ring.desc = NULL
         change.c.lease = lease_new(view)
         try:
-            await self.change(change)
-        except OSError:
+            future = self.change(change)
+        except BaseException:
             lease_drop(change.c.lease)
             raise
         self.view = view
+        await future
 
     async def set_fd(self, str kind, int fd):
         """Take a new descriptor (-1: none); return the old one, the caller's again.
@@ -440,9 +459,10 @@ cdef class Queue:
         on the old one, which may be closed once its inflight is 0."""
         cdef Change change = Change.new(self, set_channel_call)
         change.c.channel = NULL if channel is None else channel.c
-        old = self.channel
-        await self.change(change)
-        self.use_channel(channel)
+        change.c.block_shift = block_shift(channel)
+        future = self.change(change)
+        old, self.channel = self.channel, channel
+        await future
         return old
 
     @property
