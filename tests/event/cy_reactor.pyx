@@ -12,8 +12,7 @@ from libc.errno cimport EAGAIN, ENODEV, ENOMEM
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
-from vhostrt.base.atomics cimport (fetch_add_u32, load_acquire_u32, load_relaxed_u64,
-                                   store_release_u32)
+from vhostrt.base.atomics cimport (fetch_add_u32, load_acquire_u32, store_release_u32)
 from vhostrt.event.reactor cimport (deferred_t, event_call, event_send, event_t, poller_register,
                                     poller_t, poller_unregister, reactor_current, reactor_defer,
                                     reactor_of, reactor_t, thread_attach, thread_detach, thread_t)
@@ -88,8 +87,8 @@ cdef class Gate:
     cdef gate_t g
     cdef uint32_t lcore
 
-    def __init__(self, lcore=0):
-        self.lcore = lcore
+    def __init__(self, core=0):
+        self.lcore = core
 
     def __enter__(self):
         self.g.held = self.g.open = 0
@@ -111,8 +110,8 @@ cdef class Notes:
     def __len__(self):
         return load_acquire_u32(&self.n.count)
 
-    def send(self, uint32_t who, uint32_t lcore=0):
-        return event_call(lcore, note_event, &self.n, <void *><uint64_t>who)
+    def send(self, uint32_t who, uint32_t core=0):
+        return event_call(core, note_event, &self.n, <void *><uint64_t>who)
 
     def wait(self, uint32_t count):
         wait_for(lambda: load_acquire_u32(&self.n.count) >= count)
@@ -207,14 +206,14 @@ def test_an_empty_pool_refuses_and_fills_again(one):
     assert reactor.stats(0)["events_refused"] == 3
 
 
-@pytest.mark.parametrize("lcore", [1, 1023, 1024, 2**32 - 1])
-def test_no_reactor_there(one, lcore):
+@pytest.mark.parametrize("core", [1, 1023, 1024, 2**32 - 1])
+def test_no_reactor_there(one, core):
     cdef event_t event
     memset(&event, 0, sizeof(event))
     event.fn = count_event
-    assert event_call(lcore, count_event, NULL, NULL) == -ENODEV
-    assert event_send(lcore, &event) == -ENODEV
-    assert reactor_of(lcore) is NULL
+    assert event_call(core, count_event, NULL, NULL) == -ENODEV
+    assert event_send(core, &event) == -ENODEV
+    assert reactor_of(core) is NULL
     assert reactor_current() is NULL
 
 
@@ -232,7 +231,7 @@ cdef void free_embedded(void *arg1, void *arg2) noexcept nogil:
 def test_an_embedded_event_may_be_freed_by_its_function(one):
     cdef uint32_t ran = 0
     cdef embedded_t *e
-    for i in range(100):
+    for _ in range(100):
         e = <embedded_t *>calloc(1, sizeof(embedded_t))
         e.ran = &ran
         e.event.fn = free_embedded
@@ -447,7 +446,7 @@ cdef void detach(void *arg1, void *arg2) noexcept nogil:
 
 
 def test_what_is_deferred_runs_once_at_the_end_of_the_turn(one):
-    """Not before the pollers, not after the next event, and what it defers runs in that turn too."""
+    """Not before the pollers, not after the next event; and so what it defers in turn."""
     cdef Notes notes = Notes()
     cdef deferring_t *d = <deferring_t *>calloc(1, sizeof(deferring_t))
     d.notes = &notes.n

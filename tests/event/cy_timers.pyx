@@ -2,7 +2,7 @@
 import random
 
 import pytest
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 from vhostrt.event.reactor cimport poller_t
 from vhostrt.event.timers cimport timers_insert, timers_remove
@@ -30,7 +30,7 @@ cdef class Timers:
     def remove(self, int at):
         cdef poller_t *p = &self.pollers[at]
         timers_remove(&self.root, p)
-        assert p.prev is NULL and p.next is NULL and p.child is NULL, "it still points into the heap"
+        assert p.prev is NULL and p.next is NULL and p.child is NULL, "it points there still"
 
     def earliest(self):
         """Return the place of the root; None for an empty heap."""
