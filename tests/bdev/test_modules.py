@@ -94,6 +94,17 @@ def task_names() -> set:
     return names
 
 
+def helper_wakeups() -> dict:
+    """How often each helper thread of AIO disks has gone to sleep, by thread id."""
+    found = {}
+    for task in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{task}/status") as status:
+            about = dict(line.split(":\t", 1) for line in status)
+        if about["Name"].strip() == "bdev_aio":
+            found[task] = int(about["voluntary_ctxt_switches"])
+    return found
+
+
 def dirty(path) -> bool:
     """True when the file system says that data is only in memory (FIEMAP, delayed allocation)."""
     answer = bytearray(struct.pack("=QQIIII", 0, 2**64 - 1, 0, 0, 64, 0) + bytes(64 * 56))
@@ -375,6 +386,21 @@ def test_flushed_data_is_on_the_store(kind, tmp_path):
                 assert ended(await run(c, [("write", i * 1024, 512, [data])])) == {0}
                 assert ended(await run(c, [("flush", 0, 0, [])])) == {0}
                 assert not dirty(path)
+
+    asyncio.run(main())
+
+
+def test_helpers_share_what_comes_together(tmp_path):
+    """The reactor wakes one helper; that one wakes the next while there is more to do."""
+    async def main():
+        async with channel("aio", tmp_path / "disk") as c:
+            await run(c, [("flush", 0, 0, [])])
+            before = helper_wakeups()
+            data = [bytearray(512) for _ in range(3000)]
+            assert ended(await run(c, [("write", i, 1, [b]) for i, b in enumerate(data)])) == {0}
+            after = helper_wakeups()
+            assert len(after) == 8
+            assert sum(after[task] > before[task] for task in after) > 1
 
     asyncio.run(main())
 

@@ -198,9 +198,7 @@ cdef void uring_queue(uring_t *u, bdev_io_t *io) noexcept nogil:
 cdef void uring_submit_entries(void *arg) noexcept nogil:
     """Hand the entries of this iteration to the kernel.  What it does not take now (it is short of
     memory) stays in the ring, and the poller asks again."""
-    cdef uring_t *u = <uring_t *>arg
-    io_uring_submit(&u.ring)
-    uring_fill(u)
+    io_uring_submit(&(<uring_t *>arg).ring)
 
 
 cdef int uring_submit(bdev_channel_t *channel, bdev_io_t *io) noexcept nogil:
