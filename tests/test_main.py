@@ -87,3 +87,16 @@ def test_options_without_effect_are_named(locked):
     assert "*WARNING*: option -e has no effect: tracing is not there yet" in lines[0]
     assert "*WARNING*: option -B has no effect: the PCI bus is not there yet" in lines[1]
     assert len(lines) == 3
+
+
+def test_signals_while_python_ends_do_not_change_the_status(tmp_path):
+    # Objects of __main__ go when Python has given up its handlers.
+    code = ("import os, sys; from vhostrt.__main__ import main\n"
+            "class Late:\n"
+            "    def __del__(self, kill=os.kill, pid=os.getpid(), out=os.write):\n"
+            "        kill(pid, 15), kill(pid, 2), out(1, b'lived')\n"
+            "late = Late()\n"
+            f"sys.exit(main(['--lock-file', {str(tmp_path / 'none' / 'lock')!r}]))")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, capture_output=True,
+                          check=False)
+    assert (done.returncode, done.stdout) == (1, b"lived")

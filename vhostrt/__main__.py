@@ -47,6 +47,7 @@ def run(options: Options) -> int:
     for sentence in options.no_effect:
         log.warning(sentence)
     with ExitStack() as at_exit:
+        at_exit.callback(signals.ignore)
         try:
             at_exit.callback(process.take_lock(options.lock_file).release)
             if options.pid_file is not None:

@@ -50,3 +50,11 @@ class StopSignals:
     def detach(self) -> None:
         """Let later signals pass without effect; the loop is about to close."""
         self.loop = self.callback = None
+
+    def ignore(self) -> None:
+        """Ignore them from here on, at the very end of the program.
+
+        Handlers would not do: ending, Python makes each signal that has one deadly again.
+        """
+        for number in STOPPING:
+            signal.signal(number, signal.SIG_IGN)
