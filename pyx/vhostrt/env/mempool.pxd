@@ -11,7 +11,7 @@ from libc.stdint cimport uint32_t
 from vhostrt.base.atomics cimport load_relaxed_u32, store_relaxed_u32
 from vhostrt.base.check cimport dcheck
 from vhostrt.env.lcore cimport LCORE_MAX
-from vhostrt.env.ring cimport ring_mc_dequeue_bulk, ring_mp_enqueue, ring_t
+from vhostrt.env.ring cimport copy_objs, ring_mc_dequeue_bulk, ring_mp_enqueue, ring_t
 
 cdef enum:
     MEMPOOL_CACHE_MAX = 512
@@ -57,14 +57,16 @@ cdef inline mempool_cache_t *mempool_cache(mempool_t *mp, uint32_t lcore) noexce
 cdef inline int mempool_get(mempool_t *mp, uint32_t lcore, void **objs, uint32_t n) noexcept nogil:
     """Get n objects, the last put first; 0, or -ENOBUFS and none."""
     cdef mempool_cache_t *cache = mempool_cache(mp, lcore)
+    cdef void **top
     cdef uint32_t have, i
     if cache is NULL:
         return 0 if ring_mc_dequeue_bulk(mp.ring, objs, n) == n else -ENOBUFS
     have = load_relaxed_u32(&cache.len)
     if unlikely(have < n):
         return mempool_refill(mp, cache, objs, n)
+    top = cache.objs + have
     for i in range(n):
-        objs[i] = cache.objs[have - 1 - i]
+        objs[i] = top[-1 - <Py_ssize_t>i]
     store_relaxed_u32(&cache.len, have - n)
     return 0
 
@@ -79,15 +81,14 @@ cdef inline void mempool_put(mempool_t *mp, uint32_t lcore, void *const *objs,
                              uint32_t n) noexcept nogil:
     """Give n objects of this pool back."""
     cdef mempool_cache_t *cache = mempool_cache(mp, lcore)
-    cdef uint32_t have, i
+    cdef uint32_t have
     cdef uint32_t done
     if cache is NULL or n > cache.size:
         done = ring_mp_enqueue(mp.ring, objs, n)
         dcheck(done == n)                                       # it has room for all there are
         return
     have = load_relaxed_u32(&cache.len)
-    for i in range(n):
-        cache.objs[have + i] = objs[i]
+    copy_objs(&cache.objs[have], objs, n)
     have += n
     if unlikely(have >= cache.flush):
         done = ring_mp_enqueue(mp.ring, &cache.objs[cache.size], have - cache.size)
