@@ -158,6 +158,21 @@ def next_outside(blk, row):
     return [0]
 
 
+def beyond_table(path, slots) -> str:
+    """Tell a ring of 16 as one of 8, and use descriptors that are well made and not in its table."""
+    with Blk(path, size=16, start=False) as blk:
+        ring, blk.watched = blk.rings[0], blk.status()
+        ring.configure(blk.client, num=8)
+        blk.client.set_vring_kick(0, ring.kick_fd)
+        blk.client.set_vring_enable(0, True)
+        ring.submit(ring.chain(read_parts(blk), slots))
+        return outcome(blk)
+
+
+for _name, _slots in {"next": [0, 1, 8], "head": [8, 1, 2], "all": [8, 9, 10]}.items():
+    case(f"{_name}-beyond-the-table")(lambda path, slots=_slots: beyond_table(path, slots))
+
+
 @chains("loop", {"of-1": [0], "of-2": [1, 0], "of-3": [1, 2, 0], "of-1-at-the-end": [1, 2, 2],
                  "of-256": [*range(1, 256), 0]})
 def loop(blk, row):
@@ -294,7 +309,7 @@ def write_from_writable(blk):
 
 # Indirect tables.
 
-@chains("indirect-length", {str(n): n for n in (0, 1, 15, 17, 47, (1 << 32) - 1)})
+@chains("indirect-length", {str(n): n for n in (0, 1, 15, 16, 17, 32, 47, (1 << 32) - 1)})
 def indirect_length(blk, row):
     ring = blk.rings[0]
     ring.indirect(read_parts(blk))

@@ -53,7 +53,8 @@ class Arena:
         self.check_witness()
         self.check_fresh(disk)
         self.target.await_fds(self.descriptors)
-        assert "Traceback" not in self.target.stderr(), self.target.stderr()
+        for word in ("Traceback", "internal error", "Exception ignored"):
+            assert word not in self.target.stderr(), self.target.stderr()
 
     def stop(self) -> None:
         """Stop the target in order."""
