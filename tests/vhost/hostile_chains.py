@@ -159,7 +159,7 @@ def next_outside(blk, row):
 
 
 def beyond_table(path, slots) -> str:
-    """Tell a ring of 16 as one of 8, and use descriptors that are well made and not in its table."""
+    """Tell a ring of 16 as one of 8, and use good descriptors that are not in its table."""
     with Blk(path, size=16, start=False) as blk:
         ring, blk.watched = blk.rings[0], blk.status()
         ring.configure(blk.client, num=8)
@@ -365,6 +365,13 @@ def indirect_next(blk, row):
     table = blk.memory.view(int(ring.desc[0]["addr"]), 48).view(DESC)
     table[1]["flags"] |= NEXT
     table[1]["next"] = row
+    return [0]
+
+
+@on_blk("indirect-next-to-a-good-entry-beyond")
+def indirect_beyond_table(blk):
+    blk.rings[0].indirect(read_parts(blk), order=[0, 1, 5])
+    blk.rings[0].desc[0]["len"] = 48
     return [0]
 
 
