@@ -183,29 +183,43 @@ WRITES = {                              # pieces of header and data together; th
 
 @pytest.mark.parametrize("indirect", [False, True], ids=["direct", "indirect"])
 @pytest.mark.parametrize("name", READS)
-def test_layout_of_a_read(blk, name, indirect):
-    blk.write(80, PATTERN)
-    data = blk.put(b"\x55" * 4097)
+def test_layout_of_a_read(any_blk, name, indirect):
+    any_blk.write(80, PATTERN)
+    data = any_blk.put(b"\x55" * 4097)
     readable, writable = READS[name]
-    parts = (cut(blk, blk.header(IN, 80), 16, readable, 0)
-             + cut(blk, data, 4097, writable, WRITE))
-    ring = blk.rings[0]
+    parts = (cut(any_blk, any_blk.header(IN, 80), 16, readable, 0)
+             + cut(any_blk, data, 4097, writable, WRITE))
+    ring = any_blk.rings[0]
     head = ring.indirect(parts, slot=200) if indirect else ring.chain(parts)
-    assert blk.run(head, data + 4096) == (OK, 4097)
-    assert blk.get(data, 4096) == PATTERN
+    assert any_blk.run(head, data + 4096) == (OK, 4097)
+    assert any_blk.get(data, 4096) == PATTERN
 
 
 @pytest.mark.parametrize("indirect", [False, True], ids=["direct", "indirect"])
 @pytest.mark.parametrize("name", WRITES)
-def test_layout_of_a_write(blk, name, indirect):
-    blk.write(80, bytes(4096))
-    status = blk.status()
-    out = blk.put(struct.pack("<IIQ", OUT, 0, 80) + PATTERN)
-    parts = [*cut(blk, out, 4112, WRITES[name], 0), (status, 1, WRITE)]
-    ring = blk.rings[0]
+def test_layout_of_a_write(any_blk, name, indirect):
+    any_blk.write(80, bytes(4096))
+    status = any_blk.status()
+    out = any_blk.put(struct.pack("<IIQ", OUT, 0, 80) + PATTERN)
+    parts = [*cut(any_blk, out, 4112, WRITES[name], 0), (status, 1, WRITE)]
+    ring = any_blk.rings[0]
     head = ring.indirect(parts, slot=200) if indirect else ring.chain(parts)
-    assert blk.run(head, status) == (OK, 1)
-    assert blk.read(80, 4096) == PATTERN
+    assert any_blk.run(head, status) == (OK, 1)
+    assert any_blk.read(80, 4096) == PATTERN
+
+
+@pytest.mark.parametrize("by", [1, 2, 3, 8, 511, 4095])
+def test_buffers_at_odd_addresses(any_blk, by):
+    blk, base = any_blk, any_blk.memory.alloc(5 * 4096, 4096)
+    header, data, status = base + by, base + 4096 + by, base + 8192 + by
+    for kind, flags in ((OUT, 0), (IN, WRITE)):
+        blk.memory.view(header, 16)[:] = list(struct.pack("<IIQ", kind, 0, 80 + by))
+        blk.memory.view(data, 4096)[:] = list(PATTERN if kind == OUT else bytes(4096))
+        blk.memory.view(status, 1)[0] = UNTOUCHED
+        parts = [(header, 16, 0), (data, 4096, flags), (status, 1, WRITE)]
+        written = 4097 if kind == IN else 1
+        assert blk.run(blk.rings[0].chain(parts), status) == (OK, written)
+    assert blk.get(data, 4096) == PATTERN
 
 
 def test_scattered_descriptors(blk):
@@ -249,12 +263,13 @@ def test_chain_as_long_as_windows_sends(disk):
         assert blk.run(status, back + len(data)) == (OK, len(data) + 1)
 
 
-def test_chain_over_two_regions(blk):
-    blk.write(3, PATTERN)
-    head, data, status = blk.header(IN, 3, region=1), blk.put(bytes(4096)), blk.status(region=1)
+def test_chain_over_two_regions(any_blk):
+    any_blk.write(3, PATTERN)
+    head, data = any_blk.header(IN, 3, region=1), any_blk.put(bytes(4096))
+    status = any_blk.status(region=1)
     parts = [(head, 16, 0), (data, 4096, WRITE), (status, 1, WRITE)]
-    assert blk.run(blk.rings[0].chain(parts), status) == (OK, 4097)
-    assert blk.get(data, 4096) == PATTERN
+    assert any_blk.run(any_blk.rings[0].chain(parts), status) == (OK, 4097)
+    assert any_blk.get(data, 4096) == PATTERN
 
 
 def test_buffer_across_adjacent_regions(disk):
