@@ -112,6 +112,13 @@ class Target:
         """Call a JSON-RPC method of the target."""
         return rpc_call(self.rpc_path, method, **params)
 
+    def add_disk(self, create: str, name: str, **params) -> Path:
+        """Make a bdev by the RPC method `create`, serve it, and return its socket."""
+        assert self.rpc(create, name=name, **params) == name
+        assert self.rpc("vhost_create_blk_controller", ctrlr=name, dev_name=name) is True
+        self.sockets.append(self.folder / name)
+        return self.sockets[-1]
+
     def socket(self, n: int = 0) -> Path:
         """Return the vhost-user socket of disk `n`."""
         return self.sockets[n]

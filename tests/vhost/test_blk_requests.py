@@ -32,10 +32,10 @@ def blk(disk):
         yield session
 
 
-@pytest.fixture(params=["ram", "file"])
-def any_blk(request, disk, file_disk):
-    """A session on a RAM disk and one on a file."""
-    with Blk(disk if request.param == "ram" else file_disk) as session:
+@pytest.fixture(params=["disk", "file_disk", "thread_disk"], ids=["ram", "file", "threads"])
+def any_blk(request):
+    """A session on a RAM disk, on one on a file, and on one that helper threads serve."""
+    with Blk(request.getfixturevalue(request.param)) as session:
         yield session
 
 

@@ -164,7 +164,7 @@ def test_base_of_a_ring_that_never_ran(disk):
         assert blk.client.get_vring_base(0) == 77
 
 
-@pytest.mark.parametrize("which", ["disk", "file_disk"])
+@pytest.mark.parametrize("which", ["disk", "file_disk", "thread_disk"])
 def test_stop_drains(request, which):
     with Blk(request.getfixturevalue(which)) as blk:
         ring = blk.rings[0]
@@ -244,8 +244,9 @@ def test_region_that_is_gone_cannot_be_used(disk):
         gone.close()
 
 
-def test_memory_table_changes_under_load(disk):
-    with Blk(disk) as blk:
+@pytest.mark.parametrize("which", ["disk", "thread_disk"])
+def test_memory_table_changes_under_load(request, which):
+    with Blk(request.getfixturevalue(which)) as blk:
         ring = blk.rings[0]
         heads = reads(blk, 64, SCRATCH)
         for i in range(20):
@@ -286,8 +287,9 @@ def test_checked_load_on_several_queues(disk, queues, size, event_idx):
         blk.stop()
 
 
-def test_checked_load_on_a_file(file_disk):
-    with Blk(file_disk, queues=2, event_idx=True) as blk:
+@pytest.mark.parametrize("which", ["file_disk", "thread_disk"])
+def test_checked_load_on_a_file(request, which):
+    with Blk(request.getfixturevalue(which), queues=2, event_idx=True) as blk:
         zero_disk(blk)
         checked_load(blk, 20000)
 
