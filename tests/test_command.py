@@ -158,6 +158,15 @@ def test_stdout_and_stderr_are_full(place):
         assert run.wait() == 0
 
 
+def test_a_path_that_is_no_text_of_the_locale(place):
+    folder = os.fsencode(place.folder) + b"/\xff"
+    os.mkdir(folder)
+    place.environment["PYTHONIOENCODING"] = "utf-8:strict"
+    with place.start("--disk", "malloc:8M", "-S", os.fsdecode(folder)) as run:
+        run.stop()
+        assert b"path='" + folder + b"/vhost.0'" in run.out.read_bytes()
+
+
 def test_kill_instance(place):
     with place.start() as run:
         assert run.rpc("spdk_kill_instance", sig_name="SIGTERM") is True

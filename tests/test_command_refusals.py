@@ -1,5 +1,6 @@
 """What the live command refuses: the sentence, the exit status, and nothing left behind."""
 import os
+import resource
 
 import pytest
 
@@ -72,6 +73,32 @@ def test_what_is_at_the_place_of_a_socket_stays(place):
         assert str(path) in refused(place, "--disk", "malloc:1M")
         assert path.read_text() == "precious"
         path.unlink()
+
+
+def test_too_few_open_files():
+    with Place(unprivileged=True) as place:
+        done = place.run(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (63, 63)))
+        assert done.returncode == 1 and done.stdout == ""
+        assert done.stderr == ("vhostrt: at most 63 files can be open, and 64 are needed at least: "
+                               "raise the limit (ulimit -n)\n")
+        assert place.left() == set()
+
+
+def test_64_open_files_are_enough():
+    with Place(unprivileged=True) as place, \
+            place.start("-m", "0x3", "--disk", "malloc:1M", preexec_fn=lambda: resource.setrlimit(
+                resource.RLIMIT_NOFILE, (64, 64))) as run:
+        run.stop()
+
+
+@pytest.mark.parametrize("words", [["-f", "pid"], ["-S", "", "--disk", "malloc:1M"],
+                                   ["--lock-file", "lock"], ["-r", "./rpc"], ["-c", "config"]])
+def test_a_working_directory_that_is_gone(place, words):
+    gone = place.folder / "gone"
+    gone.mkdir()
+    place.cwd = gone
+    place.before = ["sh", "-c", f'rmdir {gone}; exec "$@"', "sh"]
+    assert "No such file or directory" in refused(place, *words)
 
 
 # Configuration files

@@ -206,3 +206,6 @@ def test_few_open_files_are_a_warning(capsys, monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda which: (4095, 4095))
     process.raise_open_files()
     assert "*WARNING*: at most 4095 files can be open" in capsys.readouterr().err
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (63, 63))
+    with pytest.raises(StartError, match="at most 63 files can be open, and 64 are needed"):
+        process.raise_open_files()

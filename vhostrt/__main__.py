@@ -11,7 +11,7 @@ from vhostrt.options import Options, UsageError, help_text, parse_args
 
 def main(words: list[str] | None = None) -> int:
     """Run the program; return its exit status."""
-    stdio.open_missing()
+    stdio.prepare()
     try:
         return follow(sys.argv[1:] if words is None else words)
     finally:
@@ -41,7 +41,6 @@ def run(options: Options) -> int:
     signals = StopSignals()
     signals.install()
     log.set_up(options.print_level, options.log_flags)
-    process.raise_open_files()
     if not options.limit_coredump:
         process.raise_core_limit()
     for sentence in options.no_effect:
@@ -49,6 +48,7 @@ def run(options: Options) -> int:
     with ExitStack() as at_exit:
         at_exit.callback(signals.ignore)
         try:
+            process.raise_open_files()
             at_exit.callback(process.take_lock(options.lock_file).release)
             if options.pid_file is not None:
                 at_exit.callback(process.PidFile(options.pid_file).remove)

@@ -1,7 +1,7 @@
 """What belongs to the process as a whole: its limits, its lock, its pid file.
 
 Threads: the control thread.
-Fails:   StartError with a sentence; the limits only warn.
+Fails:   StartError with a sentence.
 """
 import fcntl
 import os
@@ -12,6 +12,7 @@ from vhostrt import log
 
 OPEN_FILES_WANTED = 1 << 20             # descriptors; a client brings some for each queue
 OPEN_FILES_ENOUGH = 4096                # below it there is a warning
+OPEN_FILES_LEAST = 64                   # below it parts of the program itself could not work
 UNLIMITED = 2**63
 CORE_LIMIT = 5 << 30                    # bytes of a core dump, as in SPDK v26.05
 LOCK_NAME = "vhostrt.lock"
@@ -46,7 +47,10 @@ def raise_limit(which: int, wanted: int) -> int:
 
 
 def raise_open_files() -> None:
-    """Raise the limit of open files, before any client can bring descriptors."""
+    """Raise the limit of open files, before any client can bring descriptors.
+
+    Fails: StartError when it leaves too few for the program itself.
+    """
     wanted = OPEN_FILES_WANTED
     try:
         with open("/proc/sys/fs/nr_open", encoding="ascii") as file:
@@ -54,6 +58,9 @@ def raise_open_files() -> None:
     except (OSError, ValueError):
         pass                            # no /proc: setrlimit itself knows what is too much
     limit = raise_limit(resource.RLIMIT_NOFILE, wanted)
+    if limit < OPEN_FILES_LEAST:
+        raise StartError(f"at most {limit} files can be open, and {OPEN_FILES_LEAST} are needed at "
+                         "least: raise the limit (ulimit -n)")
     if limit < OPEN_FILES_ENOUGH:
         log.warning(f"at most {limit} files can be open, and the limit may not be raised: clients "
                     "with many queues may be turned away")
@@ -165,10 +172,10 @@ class PidFile:
 
     def __init__(self, path: str) -> None:
         """Write the file. Fails: StartError."""
-        self.path = os.path.abspath(path)
         self.pid = os.getpid()
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK
         try:
+            self.path = os.path.abspath(path)
             fd = os.open(path, flags, 0o644)
             try:
                 os.write(fd, b"%d\n" % self.pid)

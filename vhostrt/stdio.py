@@ -9,16 +9,19 @@ import sys
 STANDARD = (0, 1, 2)
 
 
-def open_missing() -> None:
-    """Open /dev/null where a standard descriptor is closed.
+def prepare() -> None:
+    """Open /dev/null where a standard descriptor is closed; let stdout take any file's name.
 
-    Else a socket or an eventfd would get its number, and what a library prints would go there.
+    Else a socket or an eventfd would get the number, and what a library prints would go there.
     """
     fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     while fd in STANDARD:
         os.set_inheritable(fd, True)
         fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     os.close(fd)
+    if sys.stdout is not None:
+        # A name that is not of the locale's encoding is printed as the bytes it is.
+        sys.stdout.reconfigure(errors="surrogateescape")    # type: ignore[union-attr]
 
 
 def say(text: str) -> str:
