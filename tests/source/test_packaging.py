@@ -85,8 +85,7 @@ def sdist(top):
 @pytest.fixture(scope="module")
 def unpacked(top, sdist):
     """The tree of the sdist."""
-    with tarfile.open(sdist) as archive:
-        archive.extractall(top / "sdist", filter="data")
+    shutil.unpack_archive(sdist, top / "sdist")
     return next((top / "sdist").iterdir())
 
 

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 # UTF-8 needs no attention: no byte of a longer sequence equals one of these ASCII characters.
 BLANKS = re.compile(rb"[ \t\r\n]*+")
 BEGIN = re.compile(rb'[\[{"]|[-0-9tfn]')
-STRING_REST = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
+# Atomic groups around repeated choices: "(...|...)*+" is matched wrongly before Python 3.11.5.
+STRING_REST = re.compile(rb'(?>(?:[^"\\]++|\\.)*)', re.DOTALL)
 # All up to the next brackets, strings that are whole included, and those brackets.  It stops short
 # of a string that is not whole.
-BRACKETS = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+")*+([\[{]*+)([\]}]*+)', re.DOTALL)
+BRACKETS = re.compile(rb'(?>(?:[^"\[\]{}]++|"(?>(?:[^"\\]++|\\.)*)")*)([\[{]*+)([\]}]*+)', re.DOTALL)
 SCALAR_REST = re.compile(rb"[-+.0-9A-Za-z]*+")
 
 OPENING = b"[{"
