@@ -17,7 +17,8 @@ BEGIN = re.compile(rb'[\[{"]|[-0-9tfn]')
 STRING_REST = re.compile(rb'(?>(?:[^"\\]++|\\.)*)', re.DOTALL)
 # All up to the next brackets, strings that are whole included, and those brackets.  It stops short
 # of a string that is not whole.
-BRACKETS = re.compile(rb'(?>(?:[^"\[\]{}]++|"(?>(?:[^"\\]++|\\.)*)")*)([\[{]*+)([\]}]*+)', re.DOTALL)
+BRACKETS = re.compile(rb'(?>(?:[^"\[\]{}]++|"(?>(?:[^"\\]++|\\.)*)")*)([\[{]*+)([\]}]*+)',
+                      re.DOTALL)
 SCALAR_REST = re.compile(rb"[-+.0-9A-Za-z]*+")
 
 OPENING = b"[{"
