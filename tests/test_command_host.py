@@ -69,11 +69,16 @@ def test_every_descriptor_is_closed_on_exec(place):
     store = place.folder / "disk"
     store.write_bytes(bytes(1 << 20))
     with place.start("--disk", "malloc:8M", "--disk", str(store)) as run:
-        inherited = []
+        found = {}                      # what it is -> its flags
         for fd in Path(f"/proc/{run.pid}/fd").iterdir():
-            flags = int(re.search(r"flags:\s*(\d+)", run.file(f"fdinfo/{fd.name}"))[1], 8)
-            if int(fd.name) > 2 and not flags & os.O_CLOEXEC:
-                inherited.append(os.readlink(fd))
+            with contextlib.suppress(FileNotFoundError):        # closed meanwhile
+                flags = int(re.search(r"flags:\s*(\d+)", run.file(f"fdinfo/{fd.name}"))[1], 8)
+                if int(fd.name) > 2:
+                    found[f"{fd.name} {os.readlink(fd)}"] = flags
+        for what in ("socket:", "anon_inode:[eventfd]", "anon_inode:[eventpoll]", "pipe:",
+                     str(store), str(place.lock)):
+            assert any(what in name for name in found), found
+        inherited = [name for name, flags in found.items() if not flags & os.O_CLOEXEC]
         assert inherited == []
         run.stop()
 
