@@ -276,6 +276,25 @@ def test_ring_stops_with_its_memory_and_comes_back(disk):
         assert ring.wait() == [(0, 513)]
 
 
+def test_memory_changes_twice_and_takes_the_ring_along(target, tmp_path):
+    """What is in flight meanwhile is answered into memory that is still mapped."""
+    image, name = tmp_path / "slow.img", "slow"
+    with open(image, "wb") as f:
+        f.truncate(16 << 20)
+    target.rpc("bdev_aio_create", name=name, filename=str(image))
+    target.rpc("vhost_create_blk_controller", ctrlr=name, dev_name=name)
+    for _ in range(3):
+        memory = Memory.of_sizes(32 << 20, 4 << 20)
+        with Blk(target.folder / name, memory=memory) as blk:
+            blk.rings[0].submit(*reads(blk, 64, 16 << 20))
+            blk.client.set_mem_table(memory)                        # the ring moves ...
+            blk.client.set_mem_table(Memory(memory.regions[1]))     # ... and is gone
+            assert blk.rings[0].wait_err()
+            blk.client.get_vring_base(0)                            # answers after the last read
+    target.rpc("vhost_delete_controller", ctrlr=name)
+    target.rpc("bdev_aio_delete", name=name)
+
+
 # Load.
 
 @pytest.mark.parametrize("queues", [1, 2, 4])

@@ -195,16 +195,19 @@ cdef int set_view_call(call_t *call) noexcept nogil:
     """Take a new view; requests in flight keep the old one."""
     cdef change_t *change = <change_t *>call.arg
     cdef queue_t *q = change.q
-    cdef lease_t *old = q.lease
-    q.lease = change.lease
-    q.hint = 0
-    if change.ring.desc is NULL:        # the new view does not hold the ring
+    cdef lease_t *ended = q.lease
+    if change.ring.desc is NULL:
+        # The new view does not hold the ring.  What is in flight, perhaps since an older view yet,
+        # is still given back to the ring, so the view that it lies in stays to the end.
         queue_break(q, -EFAULT)
+        ended = change.lease
     else:
+        q.lease = change.lease
+        q.hint = 0
         q.ring.desc = change.ring.desc
         q.ring.avail = change.ring.avail
         q.ring.used = change.ring.used
-    lease_retire(old)
+    lease_retire(ended)
     return 0
 
 
