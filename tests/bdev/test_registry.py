@@ -99,6 +99,27 @@ def test_user_that_holds_on_is_an_error_and_delete_may_be_repeated():
     assert registry.bdevs() == []
 
 
+def test_user_that_is_slow_is_not_cut_off_half_way():
+    told, slow = [], asyncio.Event()
+
+    async def take_time(descriptor):
+        told.append(descriptor)
+        await slow.wait()
+        descriptor.close()
+
+    async def main():
+        registry.register(NullBdev("disk", 8))
+        registry.open("disk", True, take_time)
+        with pytest.raises(OSError, match="still open 1 times"):
+            await registry.delete("disk", timeout=0.01)
+        slow.set()
+        await registry.delete("disk")
+
+    asyncio.run(main())
+    assert len(told) == 1
+    assert registry.bdevs() == []
+
+
 def test_user_that_fails_is_logged_and_the_others_are_told(capsys):
     async def fail(descriptor):
         descriptor.close()

@@ -58,13 +58,14 @@ OnRemove = Callable[[Descriptor], Awaitable[None]]
 class Entry:
     """What the registry knows of one bdev."""
 
-    __slots__ = ("bdev", "descriptors", "unused", "deleting")
+    __slots__ = ("bdev", "descriptors", "unused", "deleting", "letting_go")
 
     def __init__(self, bdev: Bdev) -> None:
         self.bdev = bdev
         self.descriptors: set[Descriptor] = set()
         self.unused = asyncio.Event()   # looked at only while deleting
         self.deleting = False
+        self.letting_go: asyncio.Task | None = None     # from the first delete on
 
 
 entries: dict[str, Entry] = {}          # by name, in creation order
@@ -148,13 +149,16 @@ async def delete(name: str, product: str | None = None, timeout: float = REMOVE_
         raise OSError(errno.EBUSY, f"bdev {name} is being deleted already")
     entry.deleting = True
     bdev.mark_removed()
+    if entry.letting_go is None:
+        entry.letting_go = asyncio.create_task(let_go(entry))
     try:
-        await asyncio.wait_for(let_go(entry), timeout)
-    except TimeoutError:
-        raise OSError(errno.ETIMEDOUT, f"bdev {name} is still open {len(entry.descriptors)} times "
-                      f"after {timeout:g} s") from None
+        # Its end, in time or later, is not to be cancelled: users are half-way through it.
+        await asyncio.wait((entry.letting_go,), timeout=timeout)
     finally:
         entry.deleting = False
+    if not entry.letting_go.done():
+        raise OSError(errno.ETIMEDOUT, f"bdev {name} is still open {len(entry.descriptors)} times "
+                      f"after {timeout:g} s")
     del entries[bdev.name], by_uuid[bdev.uuid]
     await bdev.close()
 

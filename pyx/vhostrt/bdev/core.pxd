@@ -11,7 +11,7 @@ Fails:    bdev_submit answers 1, 0 or -errno, the same at every layer of a stack
 """
 from libc.errno cimport EINVAL, ENODEV, EOPNOTSUPP, EROFS
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from vhostrt.base.atomics cimport load_relaxed_u32, load_relaxed_u64
+from vhostrt.base.atomics cimport load_relaxed_u32, load_relaxed_u64, store_release_u32
 from vhostrt.base.check cimport dcheck
 
 cdef extern from "<sys/uio.h>" nogil:
@@ -104,9 +104,10 @@ cdef inline void bdev_io_done(bdev_io_t *io, int rc) noexcept nogil:
     """Called by a module, on the channel's reactor, when a request that it took (0) is done."""
     cdef bdev_channel_t *channel = io.channel
     dcheck(channel.inflight > 0)
-    channel.inflight -= 1
     if rc < 0:
         channel.stats.failed += 1
+    # Release, with the acquire in Channel.inflight: who sees 0 there may free the channel.
+    store_release_u32(&channel.inflight, channel.inflight - 1)
     io.done(io, rc)
 
 

@@ -4,7 +4,8 @@ import uuid as uuid_module
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
-from vhostrt.base.atomics cimport load_relaxed_u32, load_relaxed_u64, store_relaxed_u32
+from vhostrt.base.atomics cimport (load_acquire_u32, load_relaxed_u32, load_relaxed_u64,
+                                   store_relaxed_u32)
 
 cdef extern from "<stdlib.h>" nogil:
     void *aligned_alloc(size_t align, size_t size)
@@ -144,7 +145,7 @@ cdef class Channel:
     @property
     def inflight(self) -> int:
         """Requests submitted and not done; exact only when the reactor is not submitting."""
-        return load_relaxed_u32(&self.c.inflight)
+        return load_acquire_u32(&self.c.inflight)
 
     def stats(self) -> dict:
         """Return {type: (requests, blocks)} and "failed", counted since the channel was opened."""
