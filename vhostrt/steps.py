@@ -132,6 +132,8 @@ class Subsystems(Step):
         await replay.run(RUNTIME)
 
     async def stop(self, app: App) -> None:
+        if app.server is not None:
+            app.server.pause()          # what a client made from now on, nobody would remove
         await app.subsystems.stop()
 
 

@@ -1,4 +1,5 @@
 """vhostrt/rpc/{framework,bdev,vhost,log}.py: replies and refusals, of the running program."""
+import json
 import threading
 import time
 
@@ -269,3 +270,14 @@ def test_only_what_the_option_allows():
         assert sorted(result(client, "rpc_get_methods")) == names
         assert error(client, "bdev_get_bdevs")[0] == -32601
         assert target.socket().is_socket()
+
+
+def test_nothing_made_while_the_program_stops_stays_behind():
+    with Target() as target, Client(str(target.rpc_path)) as client:
+        requests = [{"method": "spdk_kill_instance", "params": {"sig_name": "SIGTERM"}}]
+        requests += [{"method": "vhost_create_blk_controller",
+                      "params": {"ctrlr": f"late{n}", "dev_name": "Disk0"}} for n in range(60)]
+        client.sock.sendall(b"".join(json.dumps({"jsonrpc": "2.0", "id": 1, **each}).encode()
+                                     for each in requests))
+        assert target.process.wait(30) == 0, target.stderr()
+        assert not [path for path in target.folder.iterdir() if path.is_socket()]
