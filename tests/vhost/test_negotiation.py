@@ -204,6 +204,23 @@ def test_disabled_ring_does_not_serve(disk):
         assert blk.get(parts[1][0], 512) == b"\x11" * 512
 
 
+def test_ring_that_is_named_before_the_features_waits_to_be_enabled(disk):
+    with vc.Client(disk) as client, Blk(disk, start=False) as blk:
+        client.set_vring_call(0, blk.rings[0].call_fd)          # as QEMU does on connecting
+        client.set_protocol_features(blk.protocol)
+        client.set_features(blk.features)
+        client.set_mem_table(blk.memory)
+        ring = blk.rings[0]
+        parts = [(blk.header(0), 16, 0), (blk.put(bytes(512)), 512, 2), (blk.status(), 1, 2)]
+        ring.configure(client)
+        client.set_vring_kick(0, ring.kick_fd)
+        ring.submit(ring.chain(parts))
+        with pytest.raises(TimeoutError):
+            ring.wait(1, 0.2)
+        client.set_vring_enable(0, True)
+        assert ring.wait() == [(0, 513)]
+
+
 def test_rings_are_enabled_without_protocol_features(disk):
     with Blk(disk, start=False) as blk:
         blk.client.set_features(blk.features & ~vc.F_PROTOCOL)

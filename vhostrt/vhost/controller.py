@@ -271,8 +271,11 @@ def get(name: str) -> BlkController:
 
 async def delete(name: str) -> None:
     """Remove a controller: its socket, its sessions, then itself. OSError(ENODEV)."""
-    await get(name).close()
-    controllers.pop(name, None)
+    controller = get(name)
+    await controller.close()
+    # Of two that delete it the later one may find another of that name.
+    if controllers.get(name) is controller:
+        del controllers[name]
 
 
 async def delete_all() -> None:

@@ -24,7 +24,7 @@ class Ring:
         self.size = 0                   # descriptors; 0 until told
         self.addresses: tuple[int, int, int] | None = None      # desc, avail, used; the client's
         self.next_avail = 0
-        self.enabled = False
+        self.enabled: bool | None = None            # None: no message has said so
         self.kicked = False             # SET_VRING_KICK came since the ring was stopped last
         self.fds = {"kick": -1, "call": -1, "err": -1}
         self.queue: BlkQueue | None = None
@@ -67,10 +67,16 @@ class Ring:
         if kind == "kick":
             self.kicked = True
 
+    def is_enabled(self) -> bool:
+        """Whether it may run: without protocol features there is no message that enables it."""
+        if self.enabled is None:
+            return not self.session.has(Feature.PROTOCOL_FEATURES)
+        return self.enabled
+
     async def update(self) -> None:
         """Start the ring when all it needs is there; stop it when it has been disabled."""
         session = self.session
-        if not self.enabled:
+        if not self.is_enabled():
             await self.stop()
         elif self.queue is None and self.kicked:
             if not self.size or self.addresses is None or session.view is None:

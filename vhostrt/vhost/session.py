@@ -97,9 +97,10 @@ class Session:
             self.controller.forget(self)
 
     async def close(self) -> None:
-        """End the session and wait until it has given everything back."""
+        """End the session and wait until it has given everything back; the wait may be cancelled.
+        """
         self.channel.shutdown()
-        await self.task
+        await asyncio.wait((self.task,))
 
     def broken(self, queue, number: int) -> None:
         """A driver spoilt its ring; it was told by the err descriptor. Called once a queue."""
@@ -141,9 +142,7 @@ class Session:
             raise ProtocolError(f"ring {index} does not exist: there are "
                                 f"{self.controller.rings_max}")
         if index not in self.rings:
-            ring = self.rings[index] = Ring(index, self)
-            # Without protocol features there is no message that enables a ring.
-            ring.enabled = not self.has(Feature.PROTOCOL_FEATURES)
+            self.rings[index] = Ring(index, self)
         return self.rings[index]
 
     async def nothing(self, message: Message) -> None:
