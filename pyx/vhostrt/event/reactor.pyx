@@ -480,6 +480,7 @@ def start() -> None:
     OSError when an lcore cannot take it; stop() then ends those that run.
     """
     cdef reactor_t *r
+    cdef int rc
     for lcore in lcores():
         r = g_reactors[<uint32_t>lcore]
         store_relaxed_u32(<uint32_t *>&r.state, REACTOR_RUNNING)
@@ -511,8 +512,7 @@ def stop() -> None:
             store_release_u32(<uint32_t *>&r.state, REACTOR_EXITING)
             os.eventfd_write(r.wake_fd, one)
     for lcore in lcores():
-        if load_acquire_u32(&g_reactors[<uint32_t>lcore].tid):
-            join(lcore)
+        join(lcore)                     # at once where none was started
 
 
 def fini() -> int:
