@@ -29,11 +29,15 @@ class Arena:
             f.truncate(16 << 20)
         self.target = Target(disks=["malloc:64M", "malloc:16M", str(image)])
         self.folder = folder
-        self.witness = Blk(self.target.socket(WITNESS))
         self.round = 0
-        self.check_fresh(VICTIM)
-        self.check_fresh(FILE)
-        self.descriptors = self.target.fds()
+        try:
+            self.witness = Blk(self.target.socket(WITNESS))
+            self.check_fresh(VICTIM)
+            self.check_fresh(FILE)
+            self.descriptors = self.target.fds()
+        except BaseException:
+            self.target.kill()
+            raise
 
     def check_fresh(self, disk: int) -> None:
         """Connect to a disk and do requests, as a well-behaved client."""
