@@ -1,4 +1,6 @@
 """Drive a bdev from tests: lists of requests, submitted on a reactor, and their answers."""
+import asyncio
+
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport calloc, free
 from vhostrt.bdev.core cimport Channel, bdev_channel_t, bdev_io_t, bdev_submit, iovec
@@ -109,9 +111,17 @@ cdef class Batch:
 
 
 async def run(channel, requests) -> list:
-    """Submit requests together, wait for all, and return their results."""
+    """Submit requests together, wait for all, and return their results.
+
+    Also a test that is ended early waits, since its channel may not be closed before.
+    """
     batch = Batch(requests)
-    await batch.start(channel)
+    answer = batch.start(channel)
+    try:
+        await asyncio.shield(answer)
+    except asyncio.CancelledError:
+        await answer
+        raise
     return batch.answers()
 
 
