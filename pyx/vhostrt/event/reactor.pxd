@@ -91,6 +91,7 @@ cdef struct reactor_t:
     uint64_t idle_since         # ticks; 0 while busy
     uint32_t tid
     # Written by others.
+    uint32_t launched           # by start, until stop has joined it
     u64_line state
     uint32_t sleeping
     uint64_t events_refused     # the ring or the pool was full

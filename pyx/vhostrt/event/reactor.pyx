@@ -488,6 +488,7 @@ def start() -> None:
         if rc < 0:
             store_relaxed_u32(<uint32_t *>&r.state, REACTOR_STOPPED)
             ok(rc, f"start of the reactor on core {lcore}")
+        r.launched = 1
     for lcore in lcores():
         while load_acquire_u32(&g_reactors[<uint32_t>lcore].tid) == 0:
             time.sleep(0.0001)
@@ -512,7 +513,10 @@ def stop() -> None:
             store_release_u32(<uint32_t *>&r.state, REACTOR_EXITING)
             os.eventfd_write(r.wake_fd, one)
     for lcore in lcores():
-        join(lcore)                     # at once where none was started
+        r = g_reactors[<uint32_t>lcore]
+        if r.launched:
+            join(lcore)
+            r.launched = 0
 
 
 def fini() -> int:
