@@ -114,3 +114,7 @@ def test_help_has_a_line_for_each_option_and_fits_the_screen():
     assert all(len(line) <= 96 for line in text.splitlines())
     for option in TABLE:
         assert "  " + ", ".join(option.names.split()) in text
+
+
+def test_help_marks_the_options_without_effect():
+    assert help_text().count("(no effect yet)") == sum(bool(option.later) for option in TABLE) > 0

@@ -145,8 +145,8 @@ TABLE = (
     Option("-h --help", "", "show", "help", "print this text and exit"),
     Option("-v --version", "", "show", "version", "print the version and exit"),
     Option("--disk", "SPEC", "disks", read_disk,
-           "serve a disk: malloc:SIZE or a file's path, with ,name=NAME ,socket=NAME ,ro behind it "
-           "where wanted; repeatable", many=True),
+           "serve a disk: malloc:SIZE (MiB, or with k, M, G) or a file's path, with ,name=NAME "
+           ",socket=NAME ,ro behind it where wanted; repeatable", many=True),
     Option("-S", "DIR", "socket_dir", values.read_socket_dir,
            "directory of the vhost sockets (default: current directory)"),
     Option("-c --config --json", "FILE", "config", values.read_path, "configuration, JSON or INI"),
@@ -207,7 +207,8 @@ TABLE = (
            "comma list of the RPC methods to answer"),
     Option("-f", "FILE", "pid_file", values.read_path, "write the process id to this file"),
     Option("--lock-file", "FILE", "lock_file", values.read_path,
-           "lock against a second instance (default: vhostrt.lock in /run/vhostrt)"),
+           "lock against a second instance (default: vhostrt.lock in /run/vhostrt or, without the "
+           "right to that, in a folder of the user's)"),
     Option("-d --limit-coredump", "", "limit_coredump", True, "do not raise the core dump limit"),
     Option("-q --silence-noticelog", "", "print_level", log.WARNING,
            "print warnings and errors only"),
@@ -349,7 +350,8 @@ def help_text() -> str:
     indent = " " * 30
     for option in TABLE:
         head = "  " + ", ".join(option.names.split()) + (" " + option.argument).rstrip()
-        text = fill(option.help, 96, initial_indent=indent, subsequent_indent=indent)
+        said = option.help + (" (no effect yet)" if option.later else "")
+        text = fill(said, 96, initial_indent=indent, subsequent_indent=indent)
         if len(head) < len(indent) - 1:
             lines.append(head.ljust(len(indent)) + text[len(indent):])
         else:
