@@ -165,7 +165,6 @@ async def serve(disk: Disk) -> str:
             socket_path=disk.socket if "/" in disk.socket else None)
     except (OSError, ValueError) as error:
         raise StartError(f"disk {disk.name}: {text_of(error)}") from error
-    log.notice(f"{disk.name} is served at {made.path}")
     return str(made.path)
 
 

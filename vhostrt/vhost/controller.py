@@ -259,6 +259,7 @@ async def create_blk(name: str, bdev_name: str, *, cpumask=None, readonly: bool 
         controller.descriptor.close()
         raise
     controllers[name] = controller
+    log.notice(f"{bdev_name} is served at {path}")
     return controller
 
 
