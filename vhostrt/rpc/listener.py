@@ -73,8 +73,10 @@ def take_lock(path: str, lock_path: str) -> int:
         try:
             fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError as e:
+            # Where several users may write, it is most likely another's.
+            hint = "; choose another with -r" if e.errno == errno.EACCES else ""
             raise OSError(e.errno, f"RPC socket {shown(path)} cannot be made: its lock file "
-                          f"{shown(lock_path)}: {e.strerror}") from None
+                          f"{shown(lock_path)}: {e.strerror}{hint}") from None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(fd), os.lstat(lock_path)):
