@@ -31,7 +31,8 @@ def path():
         await running.__aenter__()
         bdev = NullBdev("null", SECTORS)
         client = Client(RING, BLOCK, SECTORS)
-        mapping = view.Mapping.create(client.fd, GUEST, client.bytes, USER, 0, view.Poison())
+        mapping = view.Mapping.create(client.fd, GUEST, client.bytes, USER, 0, view.Poison(),
+                                      view.Allowance())
         queue = BlkQueue(0, RING, Thread("null.vq0"), broken, b"null")
         await queue.start(0, view.View([mapping]), client.addresses, 0, dict(NO_FDS), False, False,
                           await bdev.open_channel(0))

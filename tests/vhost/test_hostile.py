@@ -4,6 +4,8 @@ Every case runs against one disk while a witness, a session on another disk, goe
 the process lives, the witness completes requests, the target has as many descriptors open as
 before, and a fresh connection to the socket under attack works.
 """
+import os
+import struct
 import time
 
 import pytest
@@ -149,6 +151,33 @@ def test_100_connections_at_once(arena):
         for client in clients:
             client.close()
     arena.target.await_fds(arena.descriptors)       # until then new ones may be turned away
+    arena.check_unharmed()
+
+
+def test_memory_beyond_the_address_space(arena):
+    """Sessions that map all they may leave room for the memory of others."""
+    clients, size = [], 1 << 46
+    file = os.memfd_create("huge", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(file, size)
+        while size >= 1 << 20:
+            client = vc.Client(arena.target.socket(VICTIM))
+            clients.append(client)
+            client.set_protocol_features(vc.P_REPLY_ACK)
+            taken = False
+            while not taken and size >= 1 << 20:
+                try:
+                    client.tell(vc.Msg.SET_MEM_TABLE, struct.pack("=IIQQQQ", 1, 0, 0, size, 0, 0),
+                                [file])
+                    taken = True
+                except vc.Refused:
+                    size >>= 1
+        arena.check_fresh(FILE)
+    finally:
+        os.close(file)
+        for client in clients:
+            client.close()
+    arena.target.await_fds(arena.descriptors)
     arena.check_unharmed()
 
 

@@ -16,6 +16,7 @@ import struct
 from vhostrt import log
 from vhostrt.bdev import registry
 from vhostrt.event import reactor
+from vhostrt.vhost import view
 from vhostrt.vhost.messages import RINGS_MAX, Feature, bits
 from vhostrt.vhost.session import Session
 
@@ -24,6 +25,7 @@ SECTOR = 512
 SEG_MAX = 126                           # a ring of 128 less header and status; more is accepted
 SESSIONS_MAX = 64                       # of one controller: each may hold descriptors and memory
 SLOTS_MAX = 1 << 18                     # of its rings: 320 bytes are allocated for each
+MEMORY_MAX = 8 << 40                    # bytes of its sessions' memory: we can map 2^47 in all
 BACKLOG = 16
 
 # Feature bits of the block device (virtio 1.4, 5.2.3).
@@ -56,6 +58,7 @@ class BlkController:
         self.rings_max = RINGS_MAX
         self.descriptor: registry.Descriptor | None = None
         self.sessions: set[Session] = set()
+        self.allowance = view.Allowance(MEMORY_MAX)
         self.listener: socket.socket | None = None
         self.inode = (0, 0)             # of the socket file that is ours to remove
 

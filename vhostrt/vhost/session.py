@@ -200,7 +200,7 @@ class Session:
             return view_module.View([
                 view_module.Mapping.create(
                     fd, *REGION.unpack_from(message.payload, TABLE.size + i * REGION.size),
-                    poison)
+                    poison, self.controller.allowance)
                 for i, fd in enumerate(message.fds)])
         except (ValueError, OSError) as error:
             raise ProtocolError(f"SET_MEM_TABLE: {error}") from None

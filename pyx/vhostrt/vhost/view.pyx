@@ -77,11 +77,28 @@ cdef class Poison:
         return self.flag[0] != 0
 
 
-def unmap(uintptr_t base, size_t length, int slot) -> None:
+cdef class Allowance:
+    """How much of the address space the mappings of some clients may take together, in bytes."""
+    cdef readonly uint64_t most
+    cdef readonly uint64_t used
+
+    def __cinit__(self, uint64_t most=UINT64_MAX):
+        self.most = most
+
+    cdef int take(self, uint64_t length) except -1:
+        if length > self.most - self.used:
+            raise ValueError(f"{length} bytes more than the {self.used} that are mapped: there "
+                             f"may be {self.most}")
+        self.used += length
+        return 0
+
+
+def unmap(uintptr_t base, size_t length, int slot, Allowance allowance not None) -> None:
     """Forget and unmap one mapping; runs on the helper thread."""
     with nogil:
         sigbus_remove(slot)
         munmap(<void *>base, length)
+    allowance.used -= length
 
 
 cdef class Mapping:
@@ -94,6 +111,7 @@ cdef class Mapping:
     cdef readonly uint64_t size
     cdef uint8_t *host                  # where the region begins
     cdef readonly Poison poison         # kept alive: the handler sets its flag
+    cdef Allowance allowance            # that it counts against until it is unmapped
 
     def __cinit__(self):
         self.slot = -1
@@ -102,33 +120,39 @@ cdef class Mapping:
         if self.slot < 0:
             return
         if g_helper is not None:
-            g_helper.submit(unmap, <uintptr_t>self.base, self.length, self.slot)
+            g_helper.submit(unmap, <uintptr_t>self.base, self.length, self.slot, self.allowance)
         else:
-            unmap(<uintptr_t>self.base, self.length, self.slot)
+            unmap(<uintptr_t>self.base, self.length, self.slot, self.allowance)
 
     @staticmethod
     def create(int fd, uint64_t guest, uint64_t size, uint64_t user, uint64_t offset,
-               Poison poison not None):
+               Poison poison not None, Allowance allowance not None):
         """Map `size` bytes at `offset` of fd, which stays the caller's.
 
-        ValueError: the numbers, or what fd is, are impossible.  OSError: mmap refused.
+        ValueError: the numbers, or what fd is, are impossible, or the allowance is used up.
+        OSError: mmap refused.
         """
         cdef Mapping m = Mapping.__new__(Mapping)
         cdef uint64_t page = check_region(fd, guest, size, user, offset)
         cdef uint64_t start = offset & ~(page - 1)
         cdef uint64_t length = (offset - start + size + page - 1) & ~(page - 1)
         cdef void *base
+        allowance.take(length)
         with nogil:
             base = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, start)
         if base == MAP_FAILED:
-            raise OSError(*last_error(f"mapping of {size} bytes of client memory"))
+            error = OSError(*last_error(f"mapping of {size} bytes of client memory"))
+            allowance.used -= length
+            raise error
         dont_fork(base, length)
         slot = sigbus_add(base, length, page, poison.flag)
         if slot < 0:
             munmap(base, length)
+            allowance.used -= length
             ok(slot, "too many regions of client memory")
         m.base, m.length, m.slot = <uint8_t *>base, length, slot
         m.guest, m.user, m.size, m.poison = guest, user, size, poison
+        m.allowance = allowance
         m.host = m.base + (offset - start)
         return m
 
