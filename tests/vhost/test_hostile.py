@@ -181,6 +181,31 @@ def test_memory_beyond_the_address_space(arena):
     arena.check_unharmed()
 
 
+def test_rings_that_hold_every_descriptor(arena):
+    """The sessions of one disk hold less than the 4096 descriptors below which it warns."""
+    clients, refused = [], 0
+    event = os.eventfd(0, os.EFD_CLOEXEC)
+    try:
+        for _ in range(6):
+            clients.append(vc.Client(arena.target.socket(VICTIM)))
+            clients[-1].set_protocol_features(vc.P_REPLY_ACK)
+            for ring in range(256):
+                try:
+                    clients[-1].set_vring_call(ring, event)
+                    clients[-1].set_vring_err(ring, event)
+                except vc.Refused:
+                    refused += 1
+        assert refused == 2 * 256
+        assert arena.target.fds() < arena.descriptors + 2 * 1024 + 64
+        arena.check_fresh(FILE)
+    finally:
+        os.close(event)
+        for client in clients:
+            client.close()
+    arena.target.await_fds(arena.descriptors)
+    arena.check_unharmed()
+
+
 def test_broken_ring_can_be_started_again(arena):
     with Blk(arena.target.socket(VICTIM)) as blk:
         ring = blk.rings[0]

@@ -25,6 +25,7 @@ SECTOR = 512
 SEG_MAX = 126                           # a ring of 128 less header and status; more is accepted
 SESSIONS_MAX = 64                       # of one controller: each may hold descriptors and memory
 SLOTS_MAX = 1 << 18                     # of its rings: 320 bytes are allocated for each
+SESSION_RINGS_MAX = 1024                # of them together: each holds up to three descriptors
 MEMORY_MAX = 8 << 40                    # bytes of its sessions' memory: we can map 2^47 in all
 BACKLOG = 16
 
@@ -93,6 +94,12 @@ class BlkController:
         """Return the queues that run now, of all sessions."""
         return [ring.queue for session in self.sessions for ring in session.rings.values()
                 if ring.queue is not None]
+
+    def check_rings(self) -> None:
+        """OSError(ENOSPC): no session can have one more ring, or descriptors may run out."""
+        if sum(len(session.rings) for session in self.sessions) >= SESSION_RINGS_MAX:
+            raise OSError(errno.ENOSPC, f"the clients of controller {self.name} have "
+                                        f"{SESSION_RINGS_MAX} rings at most")
 
     def place(self, size: int) -> int:
         """Return the lcore of our mask on which the fewest queues run, for a ring of `size`.

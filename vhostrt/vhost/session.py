@@ -142,6 +142,10 @@ class Session:
             raise ProtocolError(f"ring {index} does not exist: there are "
                                 f"{self.controller.rings_max}")
         if index not in self.rings:
+            try:
+                self.controller.check_rings()
+            except OSError as error:
+                raise ProtocolError(f"ring {index}: {error.strerror}") from None
             self.rings[index] = Ring(index, self)
         return self.rings[index]
 
