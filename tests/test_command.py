@@ -11,7 +11,7 @@ import pytest
 from tests.lib.command import Place
 from tests.lib.target import RpcError, rpc_call
 
-STOPS = (signal.SIGINT, signal.SIGTERM)
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOCK_ONLY = {"lock"}
 
 
@@ -56,9 +56,14 @@ def test_quiet_prints_the_start_lines_only(place):
         assert run.err.read_text() == ""
 
 
+def hear_hangups():
+    """In the child: a terminal would not have them ignored, as whoever runs the tests may."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", STOPS)
 def test_a_signal_stops_it_and_only_the_lock_file_stays(place, number):
-    with place.start("--disk", "malloc:8M") as run:
+    with place.start("--disk", "malloc:8M", preexec_fn=hear_hangups) as run:
         assert place.left() == {"lock", "pid", "rpc", "rpc.lock", "sockets/vhost.0"}
         assert place.pid.read_text() == place.lock.read_text() == f"{run.pid}\n"
         run.stop(number)
@@ -113,6 +118,16 @@ def test_signals_that_the_parent_has_blocked_or_ignored(place):
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with place.start(preexec_fn=deaf) as run:
+        run.stop()
+
+
+def test_hangups_that_the_parent_ignores(place):
+    """As under nohup."""
+    def deaf():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with place.start(preexec_fn=deaf) as run:
+        run.process.send_signal(signal.SIGHUP)
+        assert run.rpc("spdk_get_version")
         run.stop()
 
 

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, from the first line of the program to its last.
+"""SIGINT, SIGTERM and SIGHUP, from the first line of the program to its last.
 
 The handlers stay for the whole life of the process, so that no moment is left in which a signal
 would end it with its pid file and its sockets still there. What they do is note the first signal
@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Protocol
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+HANGUP = signal.SIGHUP                  # stops too, as a closed terminal does; not under nohup
 
 
 class Loop(Protocol):
@@ -32,6 +33,8 @@ class StopSignals:
         """Take the signals over, and unblock them, whatever the parent process did to them."""
         for number in STOPPING:
             signal.signal(number, self.handle)
+        if signal.getsignal(HANGUP) is not signal.SIG_IGN:
+            signal.signal(HANGUP, self.handle)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
@@ -56,5 +59,5 @@ class StopSignals:
 
         Handlers would not do: ending, Python makes each signal that has one deadly again.
         """
-        for number in STOPPING:
+        for number in (*STOPPING, HANGUP):
             signal.signal(number, signal.SIG_IGN)
