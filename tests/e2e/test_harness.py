@@ -33,7 +33,8 @@ def test_guest_that_panics_is_an_error(boot):
     with (boot(steps={"panic": "echo c > /proc/sysrq-trigger"}) as guest,
           pytest.raises(GuestError, match="died before its steps were done") as caught):
         guest.wait()
-    assert "Kernel panic" in str(caught.value)
+    # Only a panic prints either line; two processors may garble one of them.
+    assert any(line in str(caught.value) for line in ("Kernel panic", "Kernel Offset"))
 
 
 def test_qemu_that_cannot_start_says_why(boot, tmp_path):
