@@ -1,5 +1,4 @@
 """vhostrt.event.reactor: timed pollers, threads, accounting and sleep, seen by their owners."""
-import math
 import os
 import time
 
@@ -10,7 +9,7 @@ from vhostrt.base.atomics cimport (fetch_add_u32, load_acquire_u32, load_relaxed
                                    store_release_u32)
 from vhostrt.base.ticks cimport ticks_from_us, ticks_now
 from vhostrt.event.reactor cimport (event_call, poller_register, poller_t, poller_unregister,
-                                    reactor_current, reactor_of, thread_attach,
+                                    reactor_current, reactor_of, reactor_t, thread_attach,
                                     thread_detach, thread_t)
 
 from vhostrt.event import reactor
@@ -47,6 +46,7 @@ cdef struct timed_t:
     uint64_t period_us
     uint32_t runs_max           # it unregisters itself then; 0: never
     poller_t *victim            # is unregistered when it runs
+    uint64_t work_ticks         # how long a run takes
     int answer
 
 cdef struct bench_t:
@@ -58,6 +58,12 @@ cdef struct bench_t:
     uint32_t steps              # set_up, then take_down, have run
     uint32_t count
     note_t notes[NOTES]
+
+
+cdef void work(void *arg1, void *arg2) noexcept nogil:
+    cdef uint64_t start = ticks_now()
+    while ticks_now() - start < <uint64_t>arg1:
+        pass
 
 
 cdef int timed_poll(void *arg) noexcept nogil:
@@ -75,6 +81,7 @@ cdef int timed_poll(void *arg) noexcept nogil:
         poller_unregister(&p.poller)
     if p.victim is not NULL:
         poller_unregister(p.victim)
+    work(<void *>p.work_ticks, NULL)
     return p.answer
 
 
@@ -167,9 +174,10 @@ def pairs(notes):
 
 
 def test_timers_are_looked_at_in_every_sixth_turn(one):
-    found = Timed([1]).run(2000)
-    # Between two runs lie as many looks as a microsecond takes: now one more, now one less.
-    assert math.gcd(*(b[1] - a[1] for a, b in pairs(found))) == 6
+    cdef Timed timed = Timed([1, 0])
+    timed.b.pollers[1].work_ticks = ticks_from_us(2)    # so that the timer is always due
+    found = [note for note in timed.run(200) if note[0] == 0]
+    assert [b[1] - a[1] for a, b in pairs(found)] == [6] * (len(found) - 1)
 
 
 def test_the_first_run_is_a_period_after_registration(one):
@@ -301,12 +309,6 @@ def test_time_with_work_is_busy_and_given_to_the_thread_that_did_it(one):
     assert 0 < load_relaxed_u64(&worker.b.thread.busy_ticks) <= reactor.stats(0)["busy"]
 
 
-cdef void work(void *arg1, void *arg2) noexcept nogil:
-    cdef uint64_t start = ticks_now()
-    while ticks_now() - start < <uint64_t>arg1:
-        pass
-
-
 def test_the_time_of_events_is_nobodys(one):
     """A thread that works later is not charged for it."""
     cdef Timed worker = Timed([1000 * MS], answer=1)
@@ -361,6 +363,52 @@ def test_a_sleeper_can_be_interrupted(sleeper):
 def test_without_the_policy_it_never_sleeps(one):
     pass_turns(1000)
     assert not sleeping()
+
+
+cdef struct late_t:
+    thread_t thread             # first
+    poller_t poller
+    uint32_t sent
+    uint32_t ran
+
+
+cdef int send_late(void *arg) noexcept nogil:
+    """Send an event when the reactor looks at nothing more before it sleeps."""
+    cdef late_t *late = <late_t *>arg
+    cdef reactor_t *r = reactor_current()
+    if r.idle_since and ticks_now() - r.idle_since > ticks_from_us(500):
+        # A millisecond after its last work it sleeps: at the end of this turn, then.
+        while ticks_now() - r.idle_since < ticks_from_us(1100):
+            pass
+        late.sent += 1
+        event_call(0, count_event, &late.ran, NULL)
+        if late.sent == 20:
+            poller_unregister(&late.poller)
+    return 0
+
+
+cdef void begin_late(void *arg1, void *arg2) noexcept nogil:
+    cdef late_t *late = <late_t *>arg1
+    thread_attach(reactor_current(), &late.thread)
+    poller_register(&late.thread, &late.poller, 0)
+
+
+def test_an_event_that_comes_as_it_falls_asleep(sleeper):
+    """The sender saw nobody sleep and wakes nobody."""
+    cdef late_t *late = <late_t *>calloc(1, sizeof(late_t))
+    cdef uint32_t left = 0
+    late.poller.poll = send_late
+    late.poller.arg = late
+    assert event_call(0, begin_late, late, NULL) == 0
+    wait_for(lambda: load_acquire_u32(&late.ran) == 20)
+    assert event_call(0, detach_late, &late.thread, &left) == 0
+    wait_for(lambda: load_acquire_u32(&left) == 1)
+    free(late)
+
+
+cdef void detach_late(void *arg1, void *arg2) noexcept nogil:
+    thread_detach(<thread_t *>arg1)
+    fetch_add_u32(<uint32_t *>arg2, 1)
 
 
 def test_stress_no_wake_up_is_lost(sleeper):

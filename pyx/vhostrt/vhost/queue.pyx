@@ -93,7 +93,8 @@ cdef void queue_break(queue_t *q, int rc) noexcept nogil:
     """Stop popping for good: -errno says what the driver did.  Requests in flight still end."""
     if q.state == QUEUE_BROKEN or q.state == QUEUE_STOPPED:
         return
-    q.broken_rc = rc
+    # Zeros in the place of memory that has gone read as a driver's mistake.
+    q.broken_rc = -EFAULT if load_relaxed_u32(q.lease.regions.poisoned) else rc
     if q.state == QUEUE_STARTED:
         q.state = QUEUE_BROKEN
         signal_fd(q.err_fd)
