@@ -14,7 +14,7 @@ from vhostrt.event.control cimport call_on, call_t
 from vhostrt.virtio.driver.split cimport (driver_add, driver_buffer_t, driver_done, driver_fini,
                                           driver_init, driver_publish, driver_t, driver_take)
 
-from vhostrt.vhost.view import Mapping, Poison, View
+from vhostrt.vhost.view import Allowance, Mapping, Poison, View
 
 IN, OUT, FLUSH, GET_ID = 0, 1, 4, 8
 OK, IOERR, UNSUPP = 0, 1, 2
@@ -56,7 +56,8 @@ cdef class Memory:
 
     def mapping(self, poison, guest=None):
         guest = self.guest if guest is None else guest
-        return Mapping.create(self.fd, guest, self.size, USER + guest, 0, poison)
+        return Mapping.create(self.fd, guest, self.size, USER + guest, 0, poison,
+                              Allowance())
 
     def mapped(self):
         """Return how many mappings this process has, the client's own aside."""

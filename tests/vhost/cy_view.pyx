@@ -12,7 +12,7 @@ from vhostrt.vhost.view cimport View
 
 from vhostrt.base import sigbus
 from vhostrt.vhost import view as view_module
-from vhostrt.vhost.view import Mapping, Poison
+from vhostrt.vhost.view import Allowance, Mapping, Poison
 
 PAGE = 4096
 GUEST, USER = 0x100000, 0x7f0000000000
@@ -28,8 +28,9 @@ def fd():
     os.close(made)
 
 
-def mapping(fd, guest=GUEST, size=PAGE, user=USER, offset=0, poison=None):
-    return Mapping.create(fd, guest, size, user, offset, Poison() if poison is None else poison)
+def mapping(fd, guest=GUEST, size=PAGE, user=USER, offset=0, poison=None, allowance=None):
+    return Mapping.create(fd, guest, size, user, offset, Poison() if poison is None else poison,
+                          Allowance() if allowance is None else allowance)
 
 
 def mapped():
@@ -229,6 +230,27 @@ def test_a_forked_child_has_none_of_it(fd):
         of = re.search(r"client-memory.*?VmFlags:([^\n]*)", file.read(), re.S)
     assert " dc " in of[1]
     del made
+
+
+def test_an_allowance_is_kept_and_comes_back(fd):
+    """It counts whole pages, until they are unmapped; what is refused takes nothing of it."""
+    reading = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)
+    allowance = Allowance(4 * PAGE)
+    first = mapping(fd, size=PAGE + 1, offset=PAGE - 1, allowance=allowance)
+    assert allowance.used == 2 * PAGE
+    with pytest.raises(OSError):
+        mapping(reading, allowance=allowance)
+    with pytest.raises(ValueError, match="12288 bytes more than the 8192 that are mapped: there "
+                                         "may be 16384"):
+        mapping(fd, size=3 * PAGE, allowance=allowance)
+    assert allowance.used == 2 * PAGE and mapped() == 1
+    second = mapping(fd, size=2 * PAGE, allowance=allowance)
+    assert allowance.used == 4 * PAGE
+    del first
+    assert allowance.used == 2 * PAGE
+    del second
+    assert allowance.used == 0
+    os.close(reading)
 
 
 def test_memory_that_vanished_poisons_its_view(fd):
