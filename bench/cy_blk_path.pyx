@@ -13,8 +13,8 @@ from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, mun
 from vhostrt.base.errors cimport ok
 from vhostrt.base.ticks cimport ticks_hz, ticks_now
 from vhostrt.event.control cimport CALL_PENDING, call_done, call_on, call_t
-from vhostrt.event.reactor cimport (poller_register, poller_t, poller_unregister, reactor_of,
-                                    thread_attach, thread_detach, thread_t)
+from vhostrt.event.poller cimport poller_register, poller_unregister
+from vhostrt.event.reactor cimport poller_t, reactor_of, thread_attach, thread_detach, thread_t
 from vhostrt.event.thread cimport Thread
 from vhostrt.virtio.blk cimport BLK_S_OK, BLK_T_IN, blk_header_t
 from vhostrt.virtio.driver.split cimport (driver_add, driver_buffer_t, driver_done, driver_fini,

@@ -10,9 +10,9 @@ from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
 from vhostrt.event.control cimport (CALL_PENDING, call_done, call_on, call_t, control_node_t,
                                     control_post)
-from vhostrt.event.reactor cimport (poller_register, poller_t, poller_unregister,
-                                    reactor_current, reactor_of, thread_attach, thread_detach,
-                                    thread_t)
+from vhostrt.event.poller cimport poller_register, poller_unregister
+from vhostrt.event.reactor cimport (poller_t, reactor_current, reactor_of, thread_attach,
+                                    thread_detach, thread_t)
 
 from tests.lib.reactors import reactors
 from vhostrt.event import control, reactor

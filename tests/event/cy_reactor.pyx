@@ -13,8 +13,9 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from vhostrt.base.atomics cimport (fetch_add_u32, load_acquire_u32, store_release_u32)
-from vhostrt.event.reactor cimport (deferred_t, event_call, event_send, event_t, poller_register,
-                                    poller_t, poller_unregister, reactor_current, reactor_defer,
+from vhostrt.event.events cimport event_call_on, event_send
+from vhostrt.event.poller cimport poller_register, poller_unregister
+from vhostrt.event.reactor cimport (deferred_t, event_t, poller_t, reactor_current, reactor_defer,
                                     reactor_of, reactor_t, thread_attach, thread_detach, thread_t)
 
 from vhostrt.env import lcore, memory
@@ -92,7 +93,7 @@ cdef class Gate:
 
     def __enter__(self):
         self.g.held = self.g.open = 0
-        assert event_call(self.lcore, hold, &self.g, NULL) == 0
+        assert event_call_on(self.lcore, hold, &self.g, NULL) == 0
         wait_for(lambda: load_acquire_u32(&self.g.held))
 
     def __exit__(self, *_):
@@ -111,7 +112,7 @@ cdef class Notes:
         return load_acquire_u32(&self.n.count)
 
     def send(self, uint32_t who, uint32_t core=0):
-        return event_call(core, note_event, &self.n, <void *><uint64_t>who)
+        return event_call_on(core, note_event, &self.n, <void *><uint64_t>who)
 
     def wait(self, uint32_t count):
         wait_for(lambda: load_acquire_u32(&self.n.count) >= count)
@@ -152,7 +153,7 @@ cdef void send_on(void *arg1, void *arg2) noexcept nogil:
     cdef chain_t *chain = <chain_t *>arg1
     if chain.left:
         chain.left -= 1
-        event_call(0, send_on, chain, NULL)
+        event_call_on(0, send_on, chain, NULL)
     take(chain.notes, 0)
 
 
@@ -161,7 +162,7 @@ def test_an_event_sent_by_an_event_is_not_of_its_batch(one):
     cdef chain_t chain
     chain.notes = &notes.n
     chain.left = 3
-    assert event_call(0, send_on, &chain, NULL) == 0
+    assert event_call_on(0, send_on, &chain, NULL) == 0
     assert notes.wait(4) == [(0, 0), (0, 1), (0, 2), (0, 3)]
 
 
@@ -179,11 +180,11 @@ def test_a_full_ring_refuses_and_loses_nothing(one):
         assert all(event_send(0, &event) == 0 for _ in range(RING))
         assert event_send(0, &event) == -EAGAIN
         assert event_send(0, &event) == -EAGAIN
-        assert event_call(0, count_event, &ran, NULL) == -EAGAIN
+        assert event_call_on(0, count_event, &ran, NULL) == -EAGAIN
         assert reactor.stats(0)["events_refused"] == 3
     wait_for(lambda: load_acquire_u32(&ran) == RING)
     # A refused event of the pool went back to it, and there is room again.
-    assert event_call(0, count_event, &ran, NULL) == 0
+    assert event_call_on(0, count_event, &ran, NULL) == 0
     wait_for(lambda: load_acquire_u32(&ran) == RING + 1)
 
 
@@ -196,7 +197,7 @@ def test_an_empty_pool_refuses_and_fills_again(one):
         ran = 0
         with Gate():
             while True:
-                rc = event_call(0, count_event, &ran, NULL)
+                rc = event_call_on(0, count_event, &ran, NULL)
                 if rc < 0:
                     break
                 sent += 1
@@ -211,7 +212,7 @@ def test_no_reactor_there(one, core):
     cdef event_t event
     memset(&event, 0, sizeof(event))
     event.fn = count_event
-    assert event_call(core, count_event, NULL, NULL) == -ENODEV
+    assert event_call_on(core, count_event, NULL, NULL) == -ENODEV
     assert event_send(core, &event) == -ENODEV
     assert reactor_of(core) is NULL
     assert reactor_current() is NULL
@@ -237,7 +238,7 @@ def test_an_embedded_event_may_be_freed_by_its_function(one):
         e.event.fn = free_embedded
         e.event.arg1 = e
         assert event_send(0, &e.event) == 0
-        assert event_call(0, count_event, &ran, NULL) == 0
+        assert event_call_on(0, count_event, &ran, NULL) == 0
     wait_for(lambda: load_acquire_u32(&ran) == 200)
 
 
@@ -319,9 +320,9 @@ cdef class Scripted:
 
     def run(self, uint32_t notes):
         """Start, wait for so many notes, stop; return the notes."""
-        assert event_call(0, set_up, &self.setup, NULL) == 0
+        assert event_call_on(0, set_up, &self.setup, NULL) == 0
         self.notes.wait(notes)
-        assert event_call(0, tear_down, &self.setup, NULL) == 0
+        assert event_call_on(0, tear_down, &self.setup, NULL) == 0
         wait_for(lambda: load_acquire_u32(&self.setup.done) == 2)
         assert self.thread.active is NULL and self.thread.timers is NULL
         found = notes_of(&self.notes.n)
@@ -435,7 +436,7 @@ cdef void defer_thrice(void *arg1, void *arg2) noexcept nogil:
     take(d.notes, 1)
     reactor_defer(r, &d.first)
     reactor_defer(r, &d.first)
-    event_call(0, note_event, d.notes, <void *>2)
+    event_call_on(0, note_event, d.notes, <void *>2)
     thread_attach(r, &d.thread)
     poller_register(&d.thread, &d.poller, 0)
     reactor_defer(r, &d.first)
@@ -455,9 +456,9 @@ def test_what_is_deferred_runs_once_at_the_end_of_the_turn(one):
     d.first.arg = d.second.arg = d
     d.poller.poll = poll_after
     d.poller.arg = d
-    assert event_call(0, defer_thrice, d, NULL) == 0
+    assert event_call_on(0, defer_thrice, d, NULL) == 0
     notes.wait(5)
-    assert event_call(0, detach, &d.thread, NULL) == 0
+    assert event_call_on(0, detach, &d.thread, NULL) == 0
     assert notes.settle() == [(1, 0), (3, 0), (10, 0), (11, 0), (2, 1)]
     free(d)
 
@@ -521,7 +522,7 @@ cdef void *send_many(void *arg) noexcept nogil:
             if i % 2:
                 rc = event_send(0, &s.own[i])
             else:
-                rc = event_call(0, check_order, s, <void *><uint64_t>i)
+                rc = event_call_on(0, check_order, s, <void *><uint64_t>i)
             if rc == 0:
                 break
             s.refused += 1

@@ -6,7 +6,7 @@ from libc.stdlib cimport calloc, free
 from vhostrt.bdev.core cimport Channel, bdev_channel_t, bdev_io_t, bdev_submit, iovec
 from vhostrt.bdev.station cimport station_t
 from vhostrt.event.control cimport CALL_PENDING, call_done, call_on, call_t
-from vhostrt.event.reactor cimport poller_register, poller_unregister
+from vhostrt.event.poller cimport poller_register, poller_unregister
 
 cdef struct request_t:
     bdev_io_t io                # first: the one is the other

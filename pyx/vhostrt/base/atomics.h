@@ -47,6 +47,9 @@ static inline void vh_fence_full(void)
 #define vh_fence_release() __atomic_thread_fence(__ATOMIC_RELEASE)
 #endif
 
+/* Orders what the compiler emits; the processor is ordered by the other side. */
+#define vh_fence_signal() __atomic_signal_fence(__ATOMIC_SEQ_CST)
+
 #if defined(__x86_64__) || defined(__i386__)
 #define vh_cpu_pause() __builtin_ia32_pause()
 #elif defined(__aarch64__)

@@ -39,6 +39,7 @@ cdef extern from "vhostrt/base/atomics.h" nogil:
     void fence_full "vh_fence_full"()
     void fence_acquire "vh_fence_acquire"()
     void fence_release "vh_fence_release"()
+    void fence_signal "vh_fence_signal"()           # of the compiler alone
     void cpu_pause "vh_cpu_pause"()
     void prefetch_read "vh_prefetch_read"(const void *p)
     void prefetch_write "vh_prefetch_write"(const void *p)

@@ -8,8 +8,8 @@ import asyncio
 from libc.string cimport memset
 from vhostrt.base.check cimport check
 from vhostrt.event.control cimport call_on, call_t
-from vhostrt.event.reactor cimport (poller_register, poller_unregister, reactor_current,
-                                    thread_attach, thread_detach)
+from vhostrt.event.poller cimport poller_register, poller_unregister
+from vhostrt.event.reactor cimport reactor_current, thread_attach, thread_detach
 from vhostrt.event.thread cimport Thread
 
 cdef extern from "<stdlib.h>" nogil:

@@ -5,12 +5,8 @@ Owner:    a control_node_t belongs to who posts it until its run() has been call
 Threads:  control_post and call_done from any thread; run() is called on the control thread with
           the GIL, in the order of posting.
 """
+from vhostrt.event.post cimport control_node_t, control_post
 from vhostrt.event.reactor cimport event_t
-
-cdef struct control_node_t:
-    control_node_t *next
-    void (*run)(void *arg) noexcept     # with the GIL; may free the node
-    void *arg
 
 cdef enum:
     CALL_PENDING = 1 << 20          # the function will call call_done itself, exactly once
@@ -26,6 +22,5 @@ cdef struct call_t:
 
 ctypedef int (*call_fn)(call_t *call) noexcept nogil
 
-cdef void control_post(control_node_t *node) noexcept nogil
 cdef void call_done(call_t *call, int rc) noexcept nogil
 cdef object call_on(int lcore, call_fn fn, void *arg, object keep)

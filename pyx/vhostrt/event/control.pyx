@@ -1,58 +1,21 @@
 """The way between reactors and the control thread.
 
-Reactors push nodes on one lock-free stack; whoever finds it empty writes the eventfd that the
-asyncio loop watches.  The loop reads the eventfd first and then takes the whole stack, so a node
-pushed in between is either in what it takes or has written the eventfd again.
+Notes are those of vhostrt.event.post, run by the asyncio loop.  A call is an event with a note for
+its answer in it.
 
-Threads:  control_post, call_done: any.  start, stop and call_on: the control thread.
+Threads:  call_done: any.  start, stop and call_on: the control thread.
 """
 import asyncio
 import os
 
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
-from posix.unistd cimport write
-from vhostrt.base.atomics cimport cas_ptr, exchange_ptr, load_relaxed_ptr
-from vhostrt.base.check cimport check
 from vhostrt.base.errors cimport os_error
-from vhostrt.event.reactor cimport event_send
+from vhostrt.event.events cimport event_send
+from vhostrt.event.post cimport post_listen, post_run
 
-cdef control_node_t *g_posted = NULL    # newest first; any thread pushes, the control thread takes
 cdef int g_fd = -1                      # eventfd; written by start and stop only
 cdef object g_loop = None
-
-
-cdef void control_post(control_node_t *node) noexcept nogil:
-    """Have node.run called on the control thread.  Never fails; allocates nothing."""
-    cdef uint64_t one = 1
-    cdef void *head = load_relaxed_ptr(&g_posted)
-    node.next = <control_node_t *>head
-    while not cas_ptr(&g_posted, head, node):   # release, with the exchange in drain
-        head = load_relaxed_ptr(&g_posted)
-        node.next = <control_node_t *>head
-    if head is NULL and g_fd >= 0:
-        # Non-blocking; a full counter is as good as one more.
-        check(write(g_fd, &one, sizeof(one)) != 0)
-
-
-cdef int run_posted() noexcept:
-    """Run every posted node in the order of posting; return how many."""
-    cdef control_node_t *node = <control_node_t *>exchange_ptr(&g_posted, NULL)
-    cdef control_node_t *first = NULL
-    cdef control_node_t *rest
-    cdef int n = 0
-    while node is not NULL:
-        rest = node.next
-        node.next = first
-        first = node
-        node = rest
-    while first is not NULL:
-        rest = first.next               # run may free the node
-        first.run(first.arg)
-        first = rest
-        n += 1
-    return n
 
 
 def drain() -> int:
@@ -61,7 +24,7 @@ def drain() -> int:
         os.eventfd_read(g_fd)
     except BlockingIOError:
         pass                            # posted before start, or taken by the drain before
-    return run_posted()
+    return post_run()
 
 
 cdef void call_done(call_t *call, int rc) noexcept nogil:
@@ -127,7 +90,8 @@ def start() -> None:
     g_loop = asyncio.get_running_loop()
     g_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
     g_loop.add_reader(g_fd, drain)
-    run_posted()
+    post_listen(g_fd)
+    post_run()
 
 
 def stop() -> None:
@@ -136,6 +100,7 @@ def stop() -> None:
     if g_fd < 0:
         return
     drain()
+    post_listen(-1)
     g_loop.remove_reader(g_fd)
     os.close(g_fd)
     g_fd = -1

@@ -3,22 +3,12 @@
 #ifndef VHOSTRT_EVENT_REACTOR_H
 #define VHOSTRT_EVENT_REACTOR_H
 #include <errno.h>
-#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
-
-/* Until the descriptor is readable, the time is over, or a signal comes. */
-static inline void vh_wait_fd(int fd, uint64_t ns)
-{
-    struct pollfd p = {.fd = fd, .events = POLLIN};
-    struct timespec t = {.tv_sec = ns / 1000000000u, .tv_nsec = ns % 1000000000u};
-    (void)ppoll(&p, 1, &t, NULL);
-}
 
 /* At most 15 bytes of it are kept. */
 static inline void vh_thread_name(const char *name)

@@ -1,14 +1,15 @@
-"""Reactors: one loop per lcore that runs events, the pollers of its threads, and nothing else.
+"""Reactors: one loop per lcore that runs events, the threads on it, and nothing else.
 
-Owner:    reactors belong to this module from init() to fini().  Events made by event_call come from
-          a pool and go back by themselves; a poller_t or thread_t belongs to who registered it.
-Threads:  event_call, event_send: any.  Pollers, threads and deferrals: the owning reactor only.
-Fails:    event_call and event_send return -errno when the event was not taken; it is never lost
-          silently.
+Owner:    reactors belong to this module from init() to fini(); a poller_t, thread_t, deferred_t or
+          event_t belongs to who made it, and to the reactor while it is registered or on its way.
+Threads:  reactor_of, reactor_current, reactor_wake: any.  Threads, pollers and deferrals: the
+          reactor that they are on.
 """
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from vhostrt.base.atomics cimport u64_line
+from libc.stdint cimport uint32_t, uint64_t
+from vhostrt.base.atomics cimport fence_full, fence_signal, load_relaxed_u32, u32_line, u64_line
+from vhostrt.env.mempool cimport mempool_t
 from vhostrt.env.ring cimport ring_t
+from vhostrt.event.post cimport control_node_t
 
 ctypedef void (*event_fn)(void *arg1, void *arg2) noexcept nogil
 
@@ -16,8 +17,18 @@ cdef struct event_t:
     event_fn fn
     void *arg1
     void *arg2
-    uint32_t lcore
-    uint32_t pooled             # 1: from the reactor's pool, returned after it ran
+    event_t *next               # sent by the reactor to itself
+    uint32_t lcore              # where it runs
+    uint32_t pooled             # 1: from the pool of that reactor, returned after it ran
+
+ctypedef void (*msg_fn)(void *ctx) noexcept nogil
+
+cdef struct msg_t:
+    # A message to a thread.
+    msg_t *next
+    msg_fn fn
+    void *ctx
+    uint32_t pooled             # 1: from the pool of messages, returned after it ran
 
 ctypedef int (*poll_fn)(void *arg) noexcept nogil
 ctypedef void (*disarm_fn)(void *arg) noexcept nogil
@@ -26,40 +37,68 @@ cdef enum:
     POLLER_OFF = 0              # registered nowhere
     POLLER_WAITING = 1
     POLLER_RUNNING = 2
-    POLLER_UNREGISTERED = 3     # by itself, while running
+    POLLER_UNREGISTERED = 3     # while running
+    POLLER_PAUSED = 4
+    POLLER_PAUSING = 5          # while running
 
 cdef struct poller_t:
     # Set by the owner before registering.
     poll_fn poll                # > 0: it did work
-    poll_fn try_arm             # 0: notifications are on and there is no work; > 0: there is work
-    disarm_fn disarm            # notifications off again
+    poll_fn try_arm             # 0: notifications are on and there is no work; > 0: there is work;
+                                # < 0, or NULL: it cannot tell, and has to be polled
+    disarm_fn disarm            # notifications off again; NULL: nothing to do
     int fd                      # becomes readable when there is work while armed; -1 without
     void *arg
     const char *name
     # The reactor's.
     uint32_t state
+    bint armed
+    int watched                 # the descriptor in the reactor's epoll set, and one more; 0: none
     uint64_t period             # ticks; 0 for an active poller
     uint64_t next_run           # ticks
-    uint64_t order              # of registration with its thread; equal deadlines keep it
+    uint64_t order              # of its registration, or of its deadline among equal ones
     uint64_t runs
     uint64_t busy_runs
     thread_t *thread
-    poller_t *prev              # in the active list, or the heap's left neighbour or parent
+    poller_t *prev              # in its list, or the heap's left neighbour or parent
     poller_t *next
     poller_t *child             # in the heap of timers
+    lane_t *lane                # of the timers, that it lies in; NULL: in the heap
+
+cdef enum:
+    TIMER_LANES = 4
+
+cdef struct lane_t:
+    # Timed pollers of one period, by deadline: each one that has run goes to the end.
+    uint64_t period             # ticks; 0: the lane is free
+    poller_t *first
+    poller_t *last
 
 cdef struct thread_t:
-    # A light thread: pollers that run, and move, together.
+    # A light thread: messages and pollers that run, and move, together.
     poller_t *active            # ring of active pollers, by order; NULL when there are none
     poller_t *cursor            # the next to run in the pass under way; follows removals
-    uint64_t order              # of the poller registered last
-    poller_t *timers            # pairing heap by next_run, then order
-    reactor_t *reactor          # NULL while it is on none
+    uint64_t order              # given to a poller last
+    uint64_t timer_due          # the earliest deadline of a timed poller; UINT64_MAX: none
+    poller_t *timers            # pairing heap, by deadline, of those without a lane
+    uint32_t lane_count         # of them that have been used
+    lane_t lanes[TIMER_LANES]
+    poller_t *paused            # ring; NULL when there are none
+    reactor_t *reactor          # NULL while it is on none; read by senders of messages
     thread_t *prev
     thread_t *next
-    uint64_t busy_ticks         # written by the reactor, read relaxed
+    msg_t *msg_head             # the oldest message, taken already, or the stub
+    uint64_t busy_ticks         # these are written by the reactor, read relaxed
+    uint64_t lived              # ticks on reactors before the present one
+    uint64_t since              # ticks; when it came to the present one; 0: it is on none
+    uint64_t messages           # that it has run
     uint64_t id
     const char *name
+    control_node_t *control     # of the control thread's own, which is on no reactor; else NULL
+    # Written by senders.
+    u64_line msg_tail           # msg_t *: the newest message
+    void *critical              # msg_fn: the message that a signal handler may send
+    msg_t stub
 
 cdef struct deferred_t:
     # Work for the end of the reactor's present iteration.
@@ -71,49 +110,75 @@ cdef struct deferred_t:
 cdef struct reactor_t:
     # Read-mostly.
     ring_t *events
+    mempool_t *pool             # of events, on this reactor's NUMA node
+    mempool_t *msg_pool         # of messages, of all reactors
     uint32_t lcore
-    uint32_t idle_policy
+    uint32_t idle_policy        # IDLE_*
+    uint32_t fenced             # 1: who sends to it has to fence (there is no membarrier)
+    int node
     uint64_t max_delay          # ticks
-    int wake_fd
+    int wake_fd                 # eventfd
+    int epoll_fd
     # The reactor's own, read relaxed by others.
     u64_line iterations
     thread_t *threads           # ring; NULL when there are none
     thread_t *cursor            # the next to poll in the pass under way; follows removals
+    thread_t *thread            # the one that is being polled
     uint32_t thread_count
     deferred_t *deferred
+    event_t *own_first          # events to itself, oldest first
+    event_t *own_last
+    uint32_t own_count
     uint64_t now                # ticks at the end of the last iteration
-    uint64_t accounted          # ticks up to which busy time has been given to a thread
     uint64_t busy_ticks
     uint64_t idle_ticks
     uint64_t events_run
     uint32_t timer_countdown
     uint32_t idle_iterations
     uint64_t idle_since         # ticks; 0 while busy
+    uint64_t spin               # ticks that it goes on without work before it sleeps
+    uint64_t sleeps
     uint32_t tid
     # Written by others.
     uint32_t launched           # by start, until stop has joined it
     u64_line state
-    uint32_t sleeping
     uint64_t events_refused     # the ring or the pool was full
+    # Written seldom, when it goes to sleep, and read by everybody who sends.
+    u32_line sleeping
 
-cdef reactor_t *reactor_of(uint32_t lcore) noexcept nogil      # NULL: none there
-cdef reactor_t *reactor_current() noexcept nogil               # NULL: not on a reactor
-cdef int event_call(uint32_t lcore, event_fn fn, void *arg1, void *arg2) noexcept nogil
-cdef int event_send(uint32_t lcore, event_t *event) noexcept nogil
-cdef void poller_register(thread_t *thread, poller_t *poller, uint64_t period_us) noexcept nogil
-cdef void poller_unregister(poller_t *poller) noexcept nogil
-cdef void thread_attach(reactor_t *reactor, thread_t *thread) noexcept nogil
-cdef void thread_detach(thread_t *thread) noexcept nogil
+cdef enum:
+    EVENT_RING_SLOTS = 65536
 
 cdef enum:
     IDLE_SPIN = 0
     IDLE_YIELD = 1
     IDLE_SLEEP = 2
+    IDLE_INTERRUPT = 3
 
 cdef enum:
     REACTOR_STOPPED = 0
     REACTOR_RUNNING = 1
     REACTOR_EXITING = 2         # leaves the loop once no event is left
+
+cdef reactor_t *reactor_of(uint32_t lcore) noexcept nogil      # NULL: none there
+cdef reactor_t *reactor_current() noexcept nogil               # NULL: not on a reactor
+cdef mempool_t *reactor_msg_pool() noexcept nogil              # NULL: there are no reactors
+cdef void reactor_rouse(reactor_t *reactor) noexcept nogil
+cdef void thread_init(thread_t *thread) noexcept nogil
+cdef void thread_attach(reactor_t *reactor, thread_t *thread) noexcept nogil
+cdef void thread_detach(thread_t *thread) noexcept nogil
+
+
+cdef inline void reactor_wake(reactor_t *reactor) noexcept nogil:
+    """After something was put where the reactor finds it: wake it if it sleeps.  Any thread."""
+    # Pairs with the barrier in reactor_sleep: one of us sees what the other wrote.
+    if reactor.fenced:
+        fence_full()
+    else:
+        fence_signal()
+    if load_relaxed_u32(&reactor.sleeping):
+        reactor_rouse(reactor)
+
 
 cdef inline void reactor_defer(reactor_t *reactor, deferred_t *d) noexcept nogil:
     """Run d.run(d.arg) once at the end of this iteration; nothing when it is queued already."""

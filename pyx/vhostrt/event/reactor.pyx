@@ -1,8 +1,9 @@
-"""Reactors: one loop per lcore that runs events, the pollers of its threads, and nothing else.
+"""Reactors: one loop per lcore that runs events, the threads on it, and nothing else.
 
-An iteration: up to 8 events; every thread, and of each all its active pollers once; on every
-sixth iteration the timed pollers that are due, at most 8 of a thread; then what was deferred to
-the end; then the idle policy, if nothing did any work.
+An iteration: up to 8 events; every thread, and of each up to 8 messages, then all its active
+pollers once, and in every sixth iteration the timed pollers that are due, at most 8 of a thread;
+then what was deferred to the end; then the idle policy, if nothing did any work.  While a thread
+has more timed pollers due than ran, the next iteration looks at them again.
 
 Threads:  Python functions here belong to the control thread.
 """
@@ -10,23 +11,28 @@ import atexit
 import os
 import time
 
-from libc.errno cimport EAGAIN, ENODEV, ENOMEM
-from libc.stdint cimport uint32_t, uint64_t
+from libc.errno cimport EINVAL
+from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
 from libc.stdio cimport snprintf
-from posix.unistd cimport read, write
-from vhostrt.base.atomics cimport (fence_full, fetch_add_u64, load_acquire_u32, load_relaxed_u32,
-                                   load_relaxed_u64, store_relaxed_u32, store_relaxed_u64,
+from libc.string cimport memset
+from posix.unistd cimport write
+from vhostrt.base.atomics cimport (load_acquire_u32, load_relaxed_u32, load_relaxed_u64,
+                                   store_relaxed_u32, store_relaxed_u64, store_release_ptr,
                                    store_release_u32)
 from vhostrt.base.check cimport check, dcheck
 from vhostrt.base.errors cimport ok
-from vhostrt.base.ticks cimport ticks_from_us, ticks_hz, ticks_now
-from vhostrt.env.lcore cimport LCORE_MAX, lcore_current, lcore_launch, lcore_wait
+from vhostrt.base.ticks cimport ticks_from_us, ticks_now
+from vhostrt.env.lcore cimport LCORE_MAX, lcore_launch, lcore_socket, lcore_wait
 from vhostrt.env.memory cimport env_free, env_zalloc
-from vhostrt.env.mempool cimport (mempool_create, mempool_free, mempool_get_one, mempool_put,
-                                  mempool_t)
-from vhostrt.env.ring cimport (RING_MP_SC, ring_count, ring_create, ring_free, ring_mp_enqueue,
-                               ring_sc_dequeue)
-from vhostrt.event.timers cimport timers_insert, timers_remove
+from vhostrt.env.mempool cimport mempool_t
+from vhostrt.env.ring cimport RING_MP_SC, ring_count, ring_create, ring_free
+from vhostrt.event.events cimport event_call_on, run_events
+from vhostrt.event.message cimport run_messages
+from vhostrt.event.poller cimport run_active, run_timers
+from vhostrt.event.pools cimport pool_create, pool_free
+from vhostrt.event.watch cimport reactor_sleep, unwatch
+
+from vhostrt.event import pools
 
 cdef extern from *:
     """
@@ -35,7 +41,6 @@ cdef extern from *:
     void *g_current "vh_reactor"
 
 cdef extern from "vhostrt/event/reactor.h" nogil:
-    void wait_fd "vh_wait_fd"(int fd, uint64_t ns)
     void thread_name "vh_thread_name"(const char *name)
     uint32_t gettid "vh_tid"()
     int sched_yield()
@@ -43,21 +48,26 @@ cdef extern from "vhostrt/event/reactor.h" nogil:
     void interrupt_admit "vh_interrupt_admit"()
     int interrupt_tid "vh_interrupt"(uint32_t tid)
 
-cdef enum:
-    EVENT_RING_SLOTS = 65536
-    EVENT_BATCH = 8
-    EVENT_POOL = 16384                  # events that event_call can have waiting, of all reactors
-    EVENT_CACHE = 256                   # of them kept by each lcore
-    TIMER_ITERATIONS = 6                # timed pollers are looked at this often ...
-    TIMER_BATCH = 8                     # ... and so many of a thread run in one look
-    YIELD_ITERATIONS = 64               # idle iterations between two yields
-    SPIN_US = 1000                      # idle time before a reactor sleeps
-    NS_PER_S = 1_000_000_000
+cdef extern from "vhostrt/event/watch.h" nogil:
+    int watch_open "vh_watch_open"()
+    int watch_add "vh_watch_add"(int epoll_fd, int fd)
+    int barrier_register "vh_barrier_register"()
 
-IDLE_POLICIES = {"spin": IDLE_SPIN, "yield": IDLE_YIELD, "sleep": IDLE_SLEEP}
+cdef enum:
+    EVENTS_FIRST = 16384                # events of each node's pool at the start ...
+    EVENTS_MAX = 262144                 # ... and of all pools together at the end
+    MESSAGES_FIRST = 4096               # messages to threads, likewise
+    MESSAGES_MAX = 262144
+    TIMER_ITERATIONS = 6                # timed pollers are looked at this often
+    YIELD_ITERATIONS = 64               # idle iterations between two yields
+    SPIN_US = 1000                      # idle time before a reactor sleeps, with IDLE_SLEEP
+    SPIN_FIRST_US = 50                  # likewise at first, with IDLE_INTERRUPT
+
+IDLE_POLICIES = {"spin": IDLE_SPIN, "yield": IDLE_YIELD, "sleep": IDLE_SLEEP,
+                 "interrupt": IDLE_INTERRUPT}
 
 cdef reactor_t *g_reactors[LCORE_MAX]   # written by init and fini, with no reactor running
-cdef mempool_t *g_events = NULL         # likewise
+cdef mempool_t *g_messages = NULL       # likewise
 cdef bint g_prepared = False            # leave_nothing_running was called; control thread
 
 
@@ -71,150 +81,64 @@ cdef reactor_t *reactor_current() noexcept nogil:
     return <reactor_t *>g_current
 
 
-# Events
+cdef mempool_t *reactor_msg_pool() noexcept nogil:
+    """Return the pool of messages, or NULL when there are no reactors."""
+    return g_messages
 
-cdef int event_send(uint32_t lcore, event_t *event) noexcept nogil:
-    """Run event.fn(arg1, arg2) on a reactor.  The event is the caller's until it has run.
 
-    0: it will run, or the reactor refuses to end before it has.  -ENODEV: no reactor runs there.
-    -EAGAIN: 65535 events are waiting.
-    """
-    cdef reactor_t *r = reactor_of(lcore)
+cdef void reactor_rouse(reactor_t *r) noexcept nogil:
+    """Wake a reactor from its sleep.  Any thread, and signal handlers."""
     cdef uint64_t one = 1
-    if r is NULL or load_relaxed_u32(<uint32_t *>&r.state) == REACTOR_STOPPED:
-        return -ENODEV
-    event.lcore = lcore
-    if ring_mp_enqueue(r.events, <void **>&event, 1) == 0:
-        fetch_add_u64(&r.events_refused, 1)
-        return -EAGAIN
-    if r.idle_policy == IDLE_SLEEP:
-        # Pairs with the fence in reactor_sleep: one of us sees what the other wrote.
-        fence_full()
-        if load_relaxed_u32(&r.sleeping):
-            check(write(r.wake_fd, &one, sizeof(one)) != 0)
-    return 0
+    check(write(r.wake_fd, &one, sizeof(one)) != 0)
 
 
-cdef int event_call(uint32_t lcore, event_fn fn, void *arg1, void *arg2) noexcept nogil:
-    """Run fn(arg1, arg2) on a reactor.  From any thread; FIFO per sender.
+# Threads
 
-    As event_send, and -ENOMEM: the pool of events is empty (counted, as a full ring is).
-    """
-    cdef reactor_t *r = reactor_of(lcore)
-    cdef event_t *event
-    cdef int rc
-    if r is NULL:
-        return -ENODEV
-    event = <event_t *>mempool_get_one(g_events, lcore_current())
-    if event is NULL:
-        fetch_add_u64(&r.events_refused, 1)
-        return -ENOMEM
-    event.fn = fn
-    event.arg1 = arg1
-    event.arg2 = arg2
-    event.pooled = 1
-    rc = event_send(lcore, event)
-    if rc < 0:
-        mempool_put(g_events, lcore_current(), <void **>&event, 1)
-    return rc
+cdef void thread_init(thread_t *thread) noexcept nogil:
+    """Make a thread whose memory is zeroed ready for messages and pollers."""
+    thread.timer_due = UINT64_MAX
+    thread.msg_head = &thread.stub
+    thread.msg_tail = <uint64_t>&thread.stub
 
 
-cdef inline uint32_t run_events(reactor_t *r) noexcept nogil:
-    """Run one batch; an event sent by one of them is not part of it.  Return how many ran."""
-    cdef event_t *batch[EVENT_BATCH]
-    cdef event_t *event
-    cdef uint32_t n, i
-    cdef uint32_t pooled = 0
-    n = ring_sc_dequeue(r.events, <void **>batch, EVENT_BATCH)
-    for i in range(n):
-        event = batch[i]
-        if event.pooled:
-            batch[pooled] = event       # pooled <= i: that slot has been read
-            pooled += 1
-            event.fn(event.arg1, event.arg2)
-        else:
-            event.fn(event.arg1, event.arg2)    # the sender may free it at once
-    if pooled:
-        mempool_put(g_events, r.lcore, <void **>batch, pooled)
-    if n:
-        store_relaxed_u64(&r.events_run, r.events_run + n)
-    return n
-
-
-# Pollers and threads
-
-cdef void poller_register(thread_t *thread, poller_t *poller, uint64_t period_us) noexcept nogil:
-    """Have poller.poll called: in every pass, or every period_us.  On the thread's reactor.
-
-    A period that is less than one tick is none.  The first run of a timed poller is one period
-    from now.
-    """
-    check(poller.state == POLLER_OFF)
-    poller.thread = thread
-    poller.state = POLLER_WAITING
-    poller.period = ticks_from_us(period_us)
-    thread.order += 1
-    poller.order = thread.order
-    if poller.period:
-        poller.next_run = ticks_now() + poller.period
-        timers_insert(&thread.timers, poller)
-        return
-    if thread.active is NULL:
-        poller.prev = poller.next = poller
-        thread.active = poller
-    else:                               # at the tail: before the head of the ring
-        poller.next = thread.active
-        poller.prev = thread.active.prev
-        poller.prev.next = poller
-        thread.active.prev = poller
-
-
-cdef void active_remove(thread_t *thread, poller_t *poller) noexcept nogil:
-    if thread.cursor is poller:
-        thread.cursor = poller.next
-    if poller.next is poller:
-        thread.active = NULL
-        thread.cursor = NULL
-        return
-    poller.prev.next = poller.next
-    poller.next.prev = poller.prev
-    if thread.active is poller:
-        thread.active = poller.next
-
-
-cdef void poller_unregister(poller_t *poller) noexcept nogil:
-    """Never call poller.poll again; also from inside it.  On the thread's reactor."""
-    if poller.state == POLLER_RUNNING:
-        poller.state = POLLER_UNREGISTERED      # taken out when it returns
-        return
-    if poller.state != POLLER_WAITING:
-        return
-    poller.state = POLLER_OFF
-    if poller.period:
-        timers_remove(&poller.thread.timers, poller)
-    else:
-        active_remove(poller.thread, poller)
-
-
-cdef void thread_attach(reactor_t *reactor, thread_t *thread) noexcept nogil:
+cdef void thread_attach(reactor_t *r, thread_t *thread) noexcept nogil:
     """Poll a thread on this reactor from now on.  On that reactor."""
     check(thread.reactor is NULL)
-    thread.reactor = reactor
-    if reactor.threads is NULL:
+    if thread.msg_head is NULL:
+        thread_init(thread)
+    store_relaxed_u64(&thread.since, ticks_now())
+    # Release: who sends to the thread now finds us, and what it sent before is looked at.
+    store_release_ptr(&thread.reactor, r)
+    if r.threads is NULL:
         thread.prev = thread.next = thread
-        reactor.threads = thread
+        r.threads = thread
     else:
-        thread.next = reactor.threads
-        thread.prev = reactor.threads.prev
+        thread.next = r.threads
+        thread.prev = r.threads.prev
         thread.prev.next = thread
-        reactor.threads.prev = thread
-    reactor.thread_count += 1
+        r.threads.prev = thread
+    r.thread_count += 1
+
+
+cdef void unwatch_all(poller_t *first) noexcept nogil:
+    """Have this reactor's sleep no longer watch the pollers of a ring."""
+    cdef poller_t *poller = first
+    while poller is not NULL:
+        unwatch(poller)
+        poller = poller.next
+        if poller is first:
+            break
 
 
 cdef void thread_detach(thread_t *thread) noexcept nogil:
-    """Poll a thread no more.  On its reactor, from an event or a deferral, not from its pollers."""
+    """Poll a thread no more.  On its reactor, from an event or a deferral, not from its pollers.
+
+    Its messages wait in it until it is attached again.
+    """
     cdef reactor_t *r = thread.reactor
-    check(r is not NULL)
+    check(r is not NULL and r.thread is not thread)
+    unwatch_all(thread.active)
+    unwatch_all(thread.paused)
     r.thread_count -= 1
     if r.cursor is thread:
         r.cursor = thread.next
@@ -226,75 +150,42 @@ cdef void thread_detach(thread_t *thread) noexcept nogil:
         thread.next.prev = thread.prev
         if r.threads is thread:
             r.threads = thread.next
-    thread.reactor = NULL
+    store_relaxed_u64(&thread.lived, thread.lived + ticks_now() - thread.since)
+    store_relaxed_u64(&thread.since, 0)
+    store_release_ptr(&thread.reactor, NULL)
 
 
-cdef inline int poller_run(poller_t *poller) noexcept nogil:
-    """Call it once; afterwards its state is WAITING or UNREGISTERED."""
-    cdef int rc
-    poller.state = POLLER_RUNNING
-    rc = poller.poll(poller.arg)
-    poller.runs += 1
-    if rc > 0:
-        poller.busy_runs += 1
-    if poller.state == POLLER_RUNNING:
-        poller.state = POLLER_WAITING
-    return rc > 0
+# The loop
 
-
-cdef int run_timers(thread_t *thread, uint64_t now) noexcept nogil:
-    """Run what is due, up to TIMER_BATCH.  The next run is a period from this look at the clock."""
-    cdef poller_t *poller
-    cdef int busy = 0
-    cdef int left = TIMER_BATCH
-    while left and thread.timers is not NULL and thread.timers.next_run <= now:
-        left -= 1
-        poller = thread.timers
-        timers_remove(&thread.timers, poller)
-        busy |= poller_run(poller)
-        if poller.state == POLLER_UNREGISTERED:
-            poller.state = POLLER_OFF
-            continue
-        poller.next_run = now + poller.period
-        timers_insert(&thread.timers, poller)
+cdef inline bint run_thread(reactor_t *r, thread_t *thread, bint timers_too) noexcept nogil:
+    """Poll one thread; return whether it did any work."""
+    cdef bint busy
+    r.thread = thread
+    busy = run_messages(r, thread) > 0
+    busy |= run_active(thread)
+    if timers_too and thread.timer_due <= r.now:
+        busy |= run_timers(thread, r.now)
+        if thread.timer_due <= r.now:
+            r.timer_countdown = 0       # more are due than one look runs: look again at once
+    r.thread = NULL
     return busy
 
 
-cdef inline int run_active(thread_t *thread) noexcept nogil:
-    """Run every active poller once; one that is registered meanwhile waits for the next pass."""
-    cdef uint64_t last = thread.order
-    cdef uint64_t done = 0              # of the poller that ran last; the ring ascends
-    cdef poller_t *poller = thread.active
-    cdef int busy = 0
-    while poller is not NULL and done < poller.order <= last:
-        done = poller.order
-        thread.cursor = poller.next
-        busy |= poller_run(poller)
-        if poller.state == POLLER_UNREGISTERED:
-            poller.state = POLLER_OFF
-            active_remove(thread, poller)
-        poller = thread.cursor
-    return busy
-
-
-cdef inline int run_threads(reactor_t *r, bint timers_too) noexcept nogil:
+cdef inline bint run_threads(reactor_t *r, bint timers_too) noexcept nogil:
     """Poll every thread.  Busy time goes to the thread whose poll it ended in."""
     cdef uint32_t left = r.thread_count
     cdef thread_t *thread = r.threads
-    cdef int busy = 0
-    cdef int did
+    cdef uint64_t accounted = r.now
     cdef uint64_t now
+    cdef bint busy = False
     while left and thread is not NULL:
         left -= 1
         r.cursor = thread.next
-        did = run_active(thread)
-        if timers_too and thread.timers is not NULL:
-            did |= run_timers(thread, r.now)
-        if did:
-            busy = 1
+        if run_thread(r, thread, timers_too):
+            busy = True
             now = ticks_now()
-            store_relaxed_u64(&thread.busy_ticks, thread.busy_ticks + now - r.accounted)
-            r.accounted = now
+            store_relaxed_u64(&thread.busy_ticks, thread.busy_ticks + now - accounted)
+            accounted = now
         thread = r.cursor
     return busy
 
@@ -309,50 +200,18 @@ cdef inline void run_deferred(reactor_t *r) noexcept nogil:
         d.run(d.arg)
 
 
-# The loop
-
-cdef uint64_t sleep_ticks(reactor_t *r) noexcept nogil:
-    """How long it may sleep: max_delay, but not past the next timer."""
-    cdef uint64_t ticks = r.max_delay
-    cdef thread_t *thread = r.threads
-    cdef uint32_t left = r.thread_count
-    while left:
-        left -= 1
-        if thread.timers is not NULL:
-            if thread.timers.next_run <= r.now:
-                return 0
-            ticks = min(ticks, thread.timers.next_run - r.now)
-        thread = thread.next
-    return ticks
-
-
-cdef void reactor_sleep(reactor_t *r) noexcept nogil:
-    """Sleep until an event comes, a timer is due, or max_delay has passed."""
-    cdef uint64_t ticks = sleep_ticks(r)
-    cdef uint64_t count
-    r.timer_countdown = 0               # look at the timers at once afterwards
-    if ticks == 0:
-        return
-    store_relaxed_u32(&r.sleeping, 1)
-    # Pairs with the fence in event_send: the sender sees `sleeping`, or we see its event.
-    fence_full()
-    if ring_count(r.events) == 0:
-        wait_fd(r.wake_fd, <uint64_t>(<double>ticks * NS_PER_S / ticks_hz()))
-    store_relaxed_u32(&r.sleeping, 0)
-    while read(r.wake_fd, &count, sizeof(count)) > 0:   # non-blocking: once, at most twice
-        pass
-
-
 cdef inline void reactor_idle(reactor_t *r) noexcept nogil:
     r.idle_iterations += 1
+    if r.idle_policy == IDLE_SPIN:
+        return
     if r.idle_policy == IDLE_YIELD:
         if r.idle_iterations % YIELD_ITERATIONS == 0:
             sched_yield()
-    elif r.idle_policy == IDLE_SLEEP:
-        if r.idle_since == 0:
-            r.idle_since = r.now
-        if r.now - r.idle_since >= ticks_from_us(SPIN_US):
-            reactor_sleep(r)
+        return
+    if r.idle_since == 0:
+        r.idle_since = r.now
+    if r.now - r.idle_since >= r.spin:
+        reactor_sleep(r)
 
 
 cdef inline bint reactor_iterate(reactor_t *r) noexcept nogil:
@@ -371,7 +230,7 @@ cdef inline bint reactor_iterate(reactor_t *r) noexcept nogil:
         store_relaxed_u64(&r.busy_ticks, r.busy_ticks + now - r.now)
     else:
         store_relaxed_u64(&r.idle_ticks, r.idle_ticks + now - r.now)
-    r.accounted = r.now = now
+    r.now = now
     store_relaxed_u64(<uint64_t *>&r.iterations, r.iterations + 1)
     return busy
 
@@ -386,7 +245,6 @@ cdef int reactor_loop(void *arg) noexcept nogil:
     interrupt_admit()
     g_current = r
     r.now = ticks_now()
-    r.accounted = r.now
     store_release_u32(&r.tid, gettid())
     while load_relaxed_u32(<uint32_t *>&r.state) == REACTOR_RUNNING:
         if reactor_iterate(r):
@@ -404,46 +262,85 @@ cdef int reactor_loop(void *arg) noexcept nogil:
 
 # The control plane
 
-cdef reactor_t *reactor_new(uint32_t lcore, uint32_t idle_policy, uint64_t max_delay) except NULL:
-    cdef int wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-    cdef reactor_t *r = <reactor_t *>env_zalloc(sizeof(reactor_t), 64, -1)
-    cdef ring_t *events = ring_create(EVENT_RING_SLOTS, RING_MP_SC, -1)
-    if r is NULL or events is NULL:
-        os.close(wake_fd)
-        ring_free(events)
+cdef void reactor_free(reactor_t *r) noexcept:
+    if r is not NULL:
+        if r.wake_fd >= 0:
+            os.close(r.wake_fd)
+        if r.epoll_fd >= 0:
+            os.close(r.epoll_fd)
+        ring_free(r.events)
         env_free(r)
-        raise MemoryError(f"no memory for the reactor on core {lcore} and its ring of events")
+
+
+cdef reactor_t *reactor_new(uint32_t lcore, str idle, uint64_t max_delay) except NULL:
+    cdef reactor_t *r = <reactor_t *>env_zalloc(sizeof(reactor_t), 64, lcore_socket(lcore))
+    if r is NULL:
+        r = <reactor_t *>env_zalloc(sizeof(reactor_t), 64, -1)
+    if r is NULL:
+        raise MemoryError(f"no memory for the reactor on core {lcore}")
+    r.wake_fd = r.epoll_fd = -1
     r.lcore = lcore
-    r.idle_policy = idle_policy
+    r.node = lcore_socket(lcore)
     r.max_delay = max_delay
-    r.wake_fd = wake_fd
-    r.events = events
+    set_policy(r, IDLE_POLICIES[idle])
+    try:
+        r.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        r.epoll_fd = ok(watch_open(), f"epoll of the reactor on core {lcore}")
+        ok(watch_add(r.epoll_fd, r.wake_fd), f"epoll of the reactor on core {lcore}")
+        r.events = ring_create(EVENT_RING_SLOTS, RING_MP_SC, r.node)
+        if r.events is NULL:
+            r.events = ring_create(EVENT_RING_SLOTS, RING_MP_SC, -1)
+        if r.events is NULL:
+            raise MemoryError(f"no memory for the events of the reactor on core {lcore}")
+    except BaseException:
+        reactor_free(r)
+        raise
     return r
+
+
+cdef void set_policy(reactor_t *r, uint32_t policy) noexcept nogil:
+    """On the reactor, or before it runs."""
+    store_relaxed_u32(&r.idle_policy, policy)
+    r.spin = ticks_from_us(SPIN_FIRST_US if policy == IDLE_INTERRUPT else SPIN_US)
+
+
+cdef int make_pools(list nodes) except -1:
+    """Give every reactor its node's pool of events, and all the pool of messages."""
+    global g_messages
+    cdef mempool_t *pool
+    g_messages = pool_create(MESSAGES_FIRST, MESSAGES_MAX, sizeof(msg_t), -1)
+    for node in nodes:
+        pool = pool_create(EVENTS_FIRST, EVENTS_MAX // len(nodes), sizeof(event_t), node)
+        for lcore in lcores():
+            if g_reactors[<uint32_t>lcore].node == node:
+                g_reactors[<uint32_t>lcore].pool = pool
+                g_reactors[<uint32_t>lcore].msg_pool = g_messages
+    return 0
 
 
 def init(lcores, str idle="yield", uint64_t max_delay_us=1000) -> None:
     """Make a reactor for each lcore (int) of `lcores`, not yet running.
 
-    idle: "spin", "yield" or "sleep"; max_delay_us: the longest sleep, microseconds.  MemoryError
-    when there is not enough memory; RuntimeError when there are reactors already; ValueError for
-    an lcore that cannot be, or comes twice.
+    idle: "spin", "yield", "sleep" or "interrupt"; max_delay_us: the longest sleep while somebody
+    has to be polled, microseconds.  MemoryError when there is not enough memory; RuntimeError when
+    there are reactors already; ValueError for an lcore that cannot be, or comes twice.
     """
-    global g_events
-    if g_events is not NULL:
+    if g_messages is not NULL:
         raise RuntimeError("the reactors are already initialised")
     leave_nothing_running()
     if idle not in IDLE_POLICIES:
         raise ValueError(f"idle policy {idle!r} must be one of {', '.join(IDLE_POLICIES)}")
     ok(interrupt_install(), "the signal that interrupts reactors")
-    g_events = mempool_create(EVENT_POOL, EVENT_POOL, sizeof(event_t), EVENT_CACHE, -1)
-    if g_events is NULL:
-        raise MemoryError(f"no memory for {EVENT_POOL} events")
+    cdef bint fenced = barrier_register() < 0
+    nodes = set()
     try:
         for lcore in lcores:
             if not 0 <= lcore < LCORE_MAX or g_reactors[<uint32_t>lcore] is not NULL:
                 raise ValueError(f"no reactor can be made for core {lcore}")
-            g_reactors[<uint32_t>lcore] = reactor_new(lcore, IDLE_POLICIES[idle],
-                                                      ticks_from_us(max_delay_us))
+            g_reactors[<uint32_t>lcore] = reactor_new(lcore, idle, ticks_from_us(max_delay_us))
+            g_reactors[<uint32_t>lcore].fenced = fenced
+            nodes.add(g_reactors[<uint32_t>lcore].node)
+        make_pools(sorted(nodes))
     except BaseException:
         fini()
         raise
@@ -461,11 +358,12 @@ def leave_nothing_running() -> None:
 
 def forget() -> None:
     """In a forked child: there are no reactors here, and their memory was not inherited."""
-    global g_events
+    global g_messages
     cdef uint32_t i
     for i in range(<uint32_t>LCORE_MAX):
         g_reactors[i] = NULL
-    g_events = NULL
+    g_messages = NULL
+    pools.forget()
 
 
 def lcores() -> list:
@@ -522,7 +420,7 @@ def stop() -> None:
 def fini() -> int:
     """Free the reactors, which have stopped; return how many events were never run (0, unless
     somebody sent to a reactor that was ending)."""
-    global g_events
+    global g_messages
     cdef reactor_t *r
     cdef uint32_t i
     lost = 0
@@ -530,21 +428,29 @@ def fini() -> int:
         r = g_reactors[i]
         if r is NULL:
             continue
-        g_reactors[i] = NULL
         check(load_acquire_u32(<uint32_t *>&r.state) == REACTOR_STOPPED)
-        lost += ring_count(r.events)
-        os.close(r.wake_fd)
-        ring_free(r.events)
-        env_free(r)
-    if g_events is not NULL:
-        mempool_free(g_events)
-        g_events = NULL
+        lost += ring_count(r.events) if r.events is not NULL else 0
+        g_reactors[i] = NULL
+        free_pool_of(r)
+        reactor_free(r)
+    pool_free(g_messages)
+    g_messages = NULL
     return lost
+
+
+cdef void free_pool_of(reactor_t *r) noexcept:
+    """Free a reactor's pool of events when no other reactor has it too."""
+    cdef uint32_t i
+    for i in range(<uint32_t>LCORE_MAX):
+        if g_reactors[i] is not NULL and g_reactors[i].pool is r.pool:
+            return
+    pool_free(r.pool)
 
 
 def stats(uint32_t lcore) -> dict:
     """Return the counters of one reactor: ticks busy and idle, iterations, events run and refused,
-    tid, thread count.  KeyError when there is no reactor on that lcore."""
+    tid, thread count, how often it slept and whether it sleeps in interrupt mode now.  KeyError
+    when there is no reactor on that lcore."""
     cdef reactor_t *r = reactor_of(lcore)
     if r is NULL:
         raise KeyError(lcore)
@@ -553,7 +459,10 @@ def stats(uint32_t lcore) -> dict:
             "iterations": load_relaxed_u64(<uint64_t *>&r.iterations),
             "events": load_relaxed_u64(&r.events_run),
             "events_refused": load_relaxed_u64(&r.events_refused),
-            "threads": load_relaxed_u32(&r.thread_count)}
+            "threads": load_relaxed_u32(&r.thread_count),
+            "sleeps": load_relaxed_u64(&r.sleeps),
+            "in_interrupt": (load_relaxed_u32(&r.idle_policy) == IDLE_INTERRUPT
+                             and load_relaxed_u32(&r.sleeping) == 1)}
 
 
 def iterations(uint32_t lcore) -> int:
@@ -566,17 +475,41 @@ def interrupt(uint32_t lcore) -> None:
     """Have a system call that the reactor is blocked in, if any, fail with EINTR.
 
     By the watchdog, when a reactor stands still: a hostile client can make the write to a
-    descriptor of its own block.  A reactor that is working or asleep only notices a short break.
+    descriptor of its own block.  A reactor that is working only notices a short break; one that
+    sleeps is left alone.
     """
     cdef reactor_t *r = reactor_of(lcore)
-    if r is not NULL and load_acquire_u32(&r.tid):
+    if r is not NULL and load_acquire_u32(&r.tid) \
+            and not load_relaxed_u32(&r.sleeping):
         ok(interrupt_tid(r.tid), f"interrupt of the reactor on core {lcore}")
 
 
 def nop(uint32_t lcore) -> int:
     """Send an event that does nothing; 0, or -errno when it is refused.  For tests and tools."""
-    return event_call(lcore, nothing, NULL, NULL)
+    return event_call_on(lcore, nothing, NULL, NULL)
 
 
 cdef void nothing(void *arg1, void *arg2) noexcept nogil:
     dcheck(reactor_current() is not NULL)
+
+
+cdef void change_policy(void *arg1, void *arg2) noexcept nogil:
+    set_policy(reactor_current(), <uint32_t><uint64_t>arg1)
+
+
+def set_idle(uint32_t lcore, str idle not None) -> None:
+    """Give a running reactor another idle policy (as init).  ValueError, KeyError, OSError."""
+    if idle not in IDLE_POLICIES:
+        raise ValueError(f"idle policy {idle!r} must be one of {', '.join(IDLE_POLICIES)}")
+    cdef uint64_t policy = IDLE_POLICIES[idle]
+    if reactor_of(lcore) is NULL:
+        raise KeyError(lcore)
+    ok(event_call_on(lcore, change_policy, <void *>policy, NULL), f"idle policy of core {lcore}")
+
+
+def idle_of(uint32_t lcore) -> str:
+    """Return the idle policy of a reactor.  KeyError when there is none on that lcore."""
+    cdef reactor_t *r = reactor_of(lcore)
+    if r is NULL:
+        raise KeyError(lcore)
+    return next(name for name, n in IDLE_POLICIES.items() if n == load_relaxed_u32(&r.idle_policy))

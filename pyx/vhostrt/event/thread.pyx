@@ -11,7 +11,8 @@ from libc.string cimport memset
 from vhostrt.base.atomics cimport load_relaxed_u64
 from vhostrt.base.ticks cimport ticks_now
 from vhostrt.event.control cimport call_on, call_t
-from vhostrt.event.reactor cimport reactor_of, thread_attach, thread_detach, thread_t
+from vhostrt.event.reactor cimport (reactor_of, thread_attach, thread_detach, thread_init,
+                                    thread_t)
 
 cdef extern from "<stdlib.h>" nogil:
     void *aligned_alloc(size_t align, size_t size)
@@ -42,6 +43,7 @@ cdef class Thread:
         if self.t is NULL:
             raise MemoryError
         memset(self.t, 0, sizeof(thread_t))
+        thread_init(self.t)
         self.name = name
         self.c_name = name.encode()
         self.t.name = self.c_name

@@ -4,14 +4,8 @@ Insert is one comparison; remove is O(log n) amortised; the earliest is the root
 `child` is a poller's first child, `next` its right sibling, and `prev` its left sibling or, for
 a first child, its parent.
 """
+from vhostrt.event.poller cimport earlier
 from vhostrt.event.reactor cimport poller_t
-
-
-cdef inline bint earlier(const poller_t *a, const poller_t *b) noexcept nogil:
-    """Equal deadlines keep the order of registration."""
-    if a.next_run != b.next_run:
-        return a.next_run < b.next_run
-    return a.order < b.order
 
 
 cdef poller_t *merge(poller_t *a, poller_t *b) noexcept nogil:

@@ -14,8 +14,9 @@ from posix.unistd cimport write
 from vhostrt.base.check cimport check
 from vhostrt.bdev.core cimport Channel, bdev_channel_t, iovec
 from vhostrt.event.control cimport CALL_PENDING, call_done, call_on, call_t, control_post
-from vhostrt.event.reactor cimport (poller_register, poller_unregister, reactor_of,
-                                    thread_attach, thread_detach, thread_t)
+from vhostrt.event.poller cimport poller_register, poller_unregister
+from vhostrt.event.reactor cimport reactor_of, thread_attach, thread_detach, thread_t
+from vhostrt.event.watch cimport poller_set_fd
 from vhostrt.virtio.blk cimport BLK_SECTOR_SHIFT
 from vhostrt.virtio.chain cimport CHAIN_MIN_LIMIT, chain_read, chain_t
 from vhostrt.virtio.split cimport (split_kicks_off, split_kicks_on, split_publish, vring_avail,
@@ -145,10 +146,12 @@ cdef void request_return_big(queue_t *q, request_t *request) noexcept nogil:
 
 
 cdef int poll_try_arm(void *arg) noexcept nogil:
-    """Ask for kicks; 1 when a chain has come meanwhile."""
+    """Ask for kicks; 1 when a chain has come meanwhile, -1 when the driver does not kick."""
     cdef queue_t *q = <queue_t *>arg
     if q.state != QUEUE_STARTED:
         return 0
+    if q.kick_fd < 0:
+        return -1
     return split_kicks_on(&q.ring)
 
 
@@ -221,7 +224,7 @@ cdef int set_fd_call(call_t *call) noexcept nogil:
     cdef int old
     if change.kind == FD_KICK:
         field = &q.kick_fd
-        q.poller.fd = change.fd
+        poller_set_fd(&q.poller, change.fd)
     elif change.kind == FD_ERR:
         field = &q.err_fd
     old = field[0]
