@@ -45,11 +45,10 @@ cdef void pool_low(mempool_t *pool) noexcept nogil:
 cdef void grow(void *arg) noexcept:
     """Make more.  On the control thread."""
     cdef growing_t *g = <growing_t *>arg
-    cdef uint32_t room
+    cdef uint32_t room = 0
     cdef int rc = 0
-    if g.pool is NULL:
-        return                          # freed while the note was on its way
-    room = g.pool.count_max - g.pool.count
+    if g.pool is not NULL:              # else it was freed while the note was on its way
+        room = g.pool.count_max - g.pool.count
     if room:
         with nogil:
             rc = mempool_grow(g.pool, min(room, <uint32_t>STEP))
@@ -75,7 +74,7 @@ cdef mempool_t *pool_create(uint32_t first, uint32_t most, size_t size, int node
         pool = mempool_create(min(first, most), most, <uint32_t>size, CACHE, -1)
     if pool is NULL:
         raise MemoryError(f"no memory for a pool of {first} objects of {size} bytes")
-    g.asked = 0
+    # g.asked stays: a note of the slot's last pool may be on its way yet, and there is one of them.
     g.failures = 0
     g.more.run = grow
     g.more.arg = g
