@@ -14,7 +14,7 @@ from vhostrt.base.errors cimport ok
 from vhostrt.base.ticks cimport ticks_hz, ticks_now
 from vhostrt.event.control cimport CALL_PENDING, call_done, call_on, call_t
 from vhostrt.event.poller cimport poller_register, poller_unregister
-from vhostrt.event.reactor cimport poller_t, reactor_of, thread_attach, thread_detach, thread_t
+from vhostrt.event.reactor cimport poller_t, thread_attach, thread_detach, thread_t
 from vhostrt.event.thread cimport Thread
 from vhostrt.virtio.blk cimport BLK_S_OK, BLK_T_IN, blk_header_t
 from vhostrt.virtio.driver.split cimport (driver_add, driver_buffer_t, driver_done, driver_fini,
@@ -101,7 +101,7 @@ cdef int client_begin(call_t *call) noexcept nogil:
     cdef client_t *c = <client_t *>call.arg
     c.call = call
     if c.thread.reactor is NULL:
-        thread_attach(reactor_of(call.event.lcore), c.thread)
+        thread_attach(call.event.reactor, c.thread)
     c.started = ticks_now()
     poller_register(c.thread, &c.poller, 0)
     return CALL_PENDING

@@ -6,13 +6,13 @@ The letters are those of SPDK's vhost v18.04, the long names those of v26.05.
 """
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from vhostrt import log, values
 from vhostrt.disks import Disk, name_disks, read_disk
 from vhostrt.values import shown
 
-SLEEP_US = 100                          # longest nap of --idle sleep without --max-delay-us
+SLEEP_US = 100                          # longest sleep without --max-delay-us
 DELAY_US_MAX = 1_000_000
 RPC_ADDR = "/var/tmp/vhostrt.sock"
 
@@ -34,7 +34,7 @@ class Options:
     lcore_map: tuple[tuple[int, tuple[int, ...]], ...] | None = None    # (lcore, its CPUs)
     main_core: int | None = None                    # lcore; the lowest one if None
     core_locks: bool = True                         # claim each core against other instances
-    idle: str | None = None                         # spin, yield or sleep; None: see DESIGN.md
+    idle: str | None = None                         # None: yield, or spin on isolated cores
     max_delay_us: int | None = None                 # microseconds an idle reactor may sleep
     # Memory
     mem_size: int | None = None                     # MiB of the environment's heap
@@ -118,17 +118,6 @@ def number_between(low: int, high: int) -> Callable[[str], int]:
     return lambda text: values.read_number(text, low, high)
 
 
-def read_idle(text: str) -> str:
-    if text == "interrupt":
-        refuse_interrupt(text)
-    return one_of("spin", "yield", "sleep")(text)
-
-
-def refuse_interrupt(text: str) -> NoReturn:
-    raise ValueError("interrupt mode is not there yet, it comes with the event framework; "
-                     "sleep is the policy that saves power today")
-
-
 def read_log_flag(text: str) -> str:
     if text not in log.FLAGS:
         raise ValueError(f"unknown flag {shown(text)}; there are {', '.join(sorted(log.FLAGS))}")
@@ -160,12 +149,14 @@ TABLE = (
            "main core (default: the lowest)"),
     Option("--disable-cpumask-locks", "", "core_locks", False,
            "do not claim the cores against other instances", later="claiming of cores"),
-    Option("--idle", "POLICY", "idle", read_idle,
-           "what a core without work does: spin, yield or sleep (default: yield, or spin when all "
-           "cores of -m are isolated)"),
+    Option("--idle", "POLICY", "idle", one_of("spin", "yield", "sleep", "interrupt"),
+           "what a core without work does: spin, yield, sleep, or interrupt, which waits for the "
+           "next request in the kernel (default: yield, or spin when all cores of -m are "
+           "isolated)"),
     Option("--max-delay-us", "N", "max_delay_us", number_between(1, DELAY_US_MAX),
-           f"longest sleep of an idle core in microseconds (default of --idle sleep: {SLEEP_US})"),
-    Option("--interrupt-mode", "", "idle", refuse_interrupt, "not there yet"),
+           "longest sleep of an idle core while something has to be polled, in microseconds "
+           f"(default: {SLEEP_US})"),
+    Option("--interrupt-mode", "", "idle", "interrupt", "the same as --idle interrupt"),
     Option("-s --mem-size", "SIZE", "mem_size", values.read_mib,
            "memory of the environment in MiB, or with k, M, G (default: as needed)"),
     Option("-F", "DIR", "mem_file_dir", values.read_path,
@@ -299,8 +290,9 @@ def check_together(options: Options) -> None:
         (options.pci_allowed and options.pci_blocked, "options -A and -B exclude each other"),
         (options.wait_for_rpc and not options.rpc_server,
          "option --wait-for-rpc needs the server that --no-rpc-server leaves out"),
-        (options.max_delay_us and options.idle not in (None, "sleep"),
-         f"option --max-delay-us belongs to --idle sleep, not to --idle {options.idle}"),
+        (options.max_delay_us and options.idle not in (None, "sleep", "interrupt"),
+         "option --max-delay-us belongs to --idle sleep and interrupt, not to --idle "
+         f"{options.idle}"),
         (options.no_huge and options.mem_size is None, "option --no-huge needs -s"),
         (options.no_huge and (options.single_file_segments or options.huge_unlink
                               or options.huge_dir or options.mem_file_dir),
@@ -332,10 +324,8 @@ def parse_args(words: list[str]) -> Options:
         if options.show:
             return options
     check_together(options)
-    if options.max_delay_us:
+    if options.max_delay_us and options.idle is None:
         options.idle = "sleep"
-    elif options.idle == "sleep":
-        options.max_delay_us = SLEEP_US
     try:
         options.disks = name_disks(options.disks, options.socket_dir)
     except ValueError as error:

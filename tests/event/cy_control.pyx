@@ -11,7 +11,7 @@ from libc.stdlib cimport calloc, free
 from vhostrt.event.control cimport (CALL_PENDING, call_done, call_on, call_t, control_node_t,
                                     control_post)
 from vhostrt.event.poller cimport poller_register, poller_unregister
-from vhostrt.event.reactor cimport (poller_t, reactor_current, reactor_of, thread_attach,
+from vhostrt.event.reactor cimport (poller_t, reactor_current, thread_attach,
                                     thread_detach, thread_t)
 
 from tests.lib.reactors import reactors
@@ -164,7 +164,7 @@ cdef int post_burst(void *arg) noexcept nogil:
 
 cdef int begin(call_t *call) noexcept nogil:
     cdef source_t *s = <source_t *>call.arg
-    thread_attach(reactor_of(call.event.lcore), &s.thread)
+    thread_attach(call.event.reactor, &s.thread)
     poller_register(&s.thread, &s.poller, 0)
     return 0
 

@@ -103,7 +103,7 @@ def describe_reactor(lcore: int, cpus: dict[int, dict]) -> dict:
     stats = reactor.stats(lcore)
     return {
         "lcore": lcore, "numa_id": numa_node(lcore), "tid": stats["tid"],
-        "busy": stats["busy"], "idle": stats["idle"], "in_interrupt": False,
+        "busy": stats["busy"], "idle": stats["idle"], "in_interrupt": stats["in_interrupt"],
         **cpus.get(lcore, {"irq": 0, "sys": 0, "usr": 0}),
         "lw_threads": [describe_thread(t) for t in thread.threads() if t.lcore == lcore],
     }

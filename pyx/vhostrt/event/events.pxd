@@ -5,38 +5,74 @@ Owner:    an event of event_allocate belongs to who allocated it until event_cal
 Threads:  any.  Events of one sender run in their order.
 Fails:    NULL or -errno: the event was not taken, and that was counted.  None is lost silently.
 """
-from cython cimport unlikely
+from cython cimport likely, unlikely
 from libc.errno cimport EAGAIN, ENODEV, ENOMEM
 from libc.stdint cimport uint32_t, uint64_t
 from vhostrt.base.atomics cimport fetch_add_u64, load_relaxed_u32, store_relaxed_u64
-from vhostrt.env.lcore cimport lcore_current
-from vhostrt.env.mempool cimport mempool_cache, mempool_get_one, mempool_put
-from vhostrt.env.ring cimport ring_mp_enqueue, ring_sc_dequeue
+from vhostrt.env.lcore cimport LCORE_NONE
+from vhostrt.env.mempool cimport mempool_cache, mempool_cache_t, mempool_get_one, mempool_put
+from vhostrt.env.ring cimport ring_count, ring_mp_enqueue, ring_sc_dequeue
 from vhostrt.event.pools cimport pool_low
 from vhostrt.event.reactor cimport (EVENT_RING_SLOTS, REACTOR_STOPPED, event_fn, event_t,
                                     reactor_current, reactor_of, reactor_t, reactor_wake)
 
 cdef enum:
     EVENT_BATCH = 8             # events that run in one iteration
+    EVENT_SPARE = 256           # that a reactor keeps for those to itself
 
 
-cdef inline event_t *event_take(reactor_t *r, uint32_t here) noexcept nogil:
-    """Return an event of a reactor's pool; NULL when there is none.  here: the calling lcore."""
+cdef inline bint reactor_takes(reactor_t *r) noexcept nogil:
+    """Whether there is a reactor that has not ended."""
+    return r is not NULL and load_relaxed_u32(<uint32_t *>&r.state) != REACTOR_STOPPED
+
+
+cdef inline reactor_t *reactor_near(reactor_t *here, uint32_t lcore) noexcept nogil:
+    """Return the reactor of an lcore, or NULL.  here: the one that the caller runs on, or NULL."""
+    if here is not NULL and here.lcore == lcore:
+        return here
+    return reactor_of(lcore)
+
+
+cdef inline event_t *event_from_pool(reactor_t *here, reactor_t *there) noexcept nogil:
+    """Return an event of a reactor's pool; NULL when there is none."""
+    cdef uint32_t lcore = here.lcore if here is not NULL else <uint32_t>LCORE_NONE
+    cdef mempool_cache_t *cache = mempool_cache(there.pool, lcore)
     cdef event_t *event
-    if unlikely(mempool_cache(r.pool, here) is NULL or mempool_cache(r.pool, here).len == 0):
-        pool_low(r.pool)
-    event = <event_t *>mempool_get_one(r.pool, here)
+    if unlikely(cache is NULL or cache.len == 0):
+        pool_low(there.pool)
+    event = <event_t *>mempool_get_one(there.pool, lcore)
     if unlikely(event is NULL):
-        fetch_add_u64(&r.events_refused, 1)
+        fetch_add_u64(&there.events_refused, 1)
+        return NULL
+    event.reactor = there
+    event.pooled = 1
     return event
 
 
-cdef inline int event_push(reactor_t *here, reactor_t *there, event_t *event) noexcept nogil:
-    """Have an event run on a reactor.  here: the one that the caller runs on, or NULL.
+cdef inline event_t *event_take(reactor_t *here, reactor_t *there, event_fn fn, void *arg1,
+                                void *arg2) noexcept nogil:
+    """Return an event for a reactor; NULL when there is none."""
+    cdef event_t *event
+    if here is there and there.spare is not NULL:
+        event = there.spare
+        there.spare = event.next
+        there.spare_count -= 1
+    else:
+        event = event_from_pool(here, there)
+        if unlikely(event is NULL):
+            return NULL
+    event.fn = fn
+    event.arg1 = arg1
+    event.arg2 = arg2
+    return event
+
+
+cdef inline int event_push(reactor_t *here, event_t *event) noexcept nogil:
+    """Have an event run on event.reactor.  here: the one that the caller runs on, or NULL.
 
     0: it will run, or the reactor refuses to end before it has.  -EAGAIN: 65535 are waiting.
     """
-    event.lcore = there.lcore
+    cdef reactor_t *there = event.reactor
     if here is there:
         # Only we look at these, so nothing has to be atomic.
         if unlikely(there.own_count >= EVENT_RING_SLOTS - 1):
@@ -57,34 +93,22 @@ cdef inline int event_push(reactor_t *here, reactor_t *there, event_t *event) no
     return 0
 
 
-cdef inline bint reactor_takes(reactor_t *r) noexcept nogil:
-    """Whether there is a reactor that has not ended."""
-    return r is not NULL and load_relaxed_u32(<uint32_t *>&r.state) != REACTOR_STOPPED
-
-
 cdef inline event_t *event_allocate(uint32_t lcore, event_fn fn, void *arg1,
                                     void *arg2) noexcept nogil:
     """Return an event for the reactor of an lcore, to be given to event_call once.
 
     NULL: there is no reactor there, or the pool is empty: more are made, so try again later.
     """
-    cdef reactor_t *r = reactor_of(lcore)
-    cdef event_t *event
-    if unlikely(r is NULL):
-        return NULL
-    event = event_take(r, lcore_current())
-    if event is not NULL:
-        event.fn = fn
-        event.arg1 = arg1
-        event.arg2 = arg2
-        event.lcore = lcore
-        event.pooled = 1
-    return event
+    cdef reactor_t *here = reactor_current()
+    cdef reactor_t *there = reactor_near(here, lcore)
+    return NULL if unlikely(there is NULL) else event_take(here, there, fn, arg1, arg2)
 
 
 cdef inline void event_free(event_t *event) noexcept nogil:
     """Give back an event of event_allocate that event_call has not taken."""
-    mempool_put(reactor_of(event.lcore).pool, lcore_current(), <void **>&event, 1)
+    cdef reactor_t *here = reactor_current()
+    mempool_put(event.reactor.pool, here.lcore if here is not NULL else <uint32_t>LCORE_NONE,
+                <void **>&event, 1)
 
 
 cdef inline int event_send(uint32_t lcore, event_t *event) noexcept nogil:
@@ -92,10 +116,11 @@ cdef inline int event_send(uint32_t lcore, event_t *event) noexcept nogil:
 
     0, -EAGAIN as event_push.  -ENODEV: no reactor runs there.
     """
-    cdef reactor_t *r = reactor_of(lcore)
-    if unlikely(not reactor_takes(r)):
+    cdef reactor_t *here = reactor_current()
+    event.reactor = reactor_near(here, lcore)
+    if unlikely(not reactor_takes(event.reactor)):
         return -ENODEV
-    return event_push(reactor_current(), r, event)
+    return event_push(here, event)
 
 
 cdef inline int event_call(event_t *event) noexcept nogil:
@@ -103,7 +128,9 @@ cdef inline int event_call(event_t *event) noexcept nogil:
 
     As event_send; an event that was not taken is still the caller's, to be sent again or freed.
     """
-    return event_send(event.lcore, event)
+    if unlikely(not reactor_takes(event.reactor)):
+        return -ENODEV
+    return event_push(reactor_current(), event)
 
 
 cdef inline int event_call_on(uint32_t lcore, event_fn fn, void *arg1, void *arg2) noexcept nogil:
@@ -111,28 +138,69 @@ cdef inline int event_call_on(uint32_t lcore, event_fn fn, void *arg1, void *arg
 
     As event_send, and -ENOMEM: the pool of events is empty.
     """
-    cdef reactor_t *r = reactor_of(lcore)
+    cdef reactor_t *here = reactor_current()
+    cdef reactor_t *there = reactor_near(here, lcore)
     cdef event_t *event
     cdef int rc
-    if unlikely(not reactor_takes(r)):
+    if unlikely(not reactor_takes(there)):
         return -ENODEV
-    event = event_allocate(lcore, fn, arg1, arg2)
+    event = event_take(here, there, fn, arg1, arg2)
     if unlikely(event is NULL):
         return -ENOMEM
-    rc = event_push(reactor_current(), r, event)
+    rc = event_push(here, event)
     if unlikely(rc < 0):
         event_free(event)
     return rc
 
 
-cdef inline uint32_t take_own(reactor_t *r, event_t **batch, uint32_t most) noexcept nogil:
-    """Take up to `most` of the events that the reactor has sent to itself; return how many."""
-    cdef uint32_t n = 0
-    while n < most and r.own_first is not NULL:
-        batch[n] = r.own_first
-        r.own_first = r.own_first.next
-        n += 1
-    r.own_count -= n
+cdef inline void event_keep(reactor_t *r, event_t *event) noexcept nogil:
+    """Keep an event of the reactor's pool that has run, or give it back when there are enough."""
+    if likely(r.spare_count < EVENT_SPARE):
+        event.next = r.spare
+        r.spare = event
+        r.spare_count += 1
+    else:
+        mempool_put(r.pool, r.lcore, <void **>&event, 1)
+
+
+cdef inline void events_unkeep(reactor_t *r) noexcept nogil:
+    """Give every event that the reactor keeps back to the pool; it has ended."""
+    cdef event_t *event
+    while r.spare is not NULL:
+        event = r.spare
+        r.spare = event.next
+        mempool_put(r.pool, <uint32_t>LCORE_NONE, <void **>&event, 1)
+
+
+cdef inline void event_run(reactor_t *r, event_t *event) noexcept nogil:
+    if likely(event.pooled):
+        event.fn(event.arg1, event.arg2)
+        event_keep(r, event)
+    else:
+        event.fn(event.arg1, event.arg2)        # the sender may free it at once
+
+
+cdef inline uint32_t run_own(reactor_t *r, uint32_t most) noexcept nogil:
+    """Run up to `most` of the events that were in the reactor's own list; return how many."""
+    cdef event_t *event
+    cdef uint32_t n = min(r.own_count, most)
+    cdef uint32_t left = n
+    while left:
+        left -= 1
+        event = r.own_first
+        r.own_first = event.next
+        r.own_count -= 1
+        event_run(r, event)
+    return n
+
+
+cdef inline uint32_t run_sent(reactor_t *r, uint32_t most) noexcept nogil:
+    """Run up to `most` of the events that others have sent; return how many."""
+    cdef event_t *batch[EVENT_BATCH]
+    cdef uint32_t n = ring_sc_dequeue(r.events, <void **>batch, most)
+    cdef uint32_t i
+    for i in range(n):
+        event_run(r, batch[i])
     return n
 
 
@@ -141,26 +209,12 @@ cdef inline uint32_t run_events(reactor_t *r) noexcept nogil:
 
     Where the reactor's own events and those of others compete, each have half of it.
     """
-    cdef event_t *batch[EVENT_BATCH]
-    cdef event_t *event
-    cdef uint32_t i, n
-    cdef uint32_t pooled = 0
-    n = ring_sc_dequeue(r.events, <void **>batch,
-                        EVENT_BATCH if r.own_count == 0 else EVENT_BATCH // 2)
-    if r.own_count:
-        n += take_own(r, &batch[n], EVENT_BATCH - n)
-        if n < EVENT_BATCH:
-            n += ring_sc_dequeue(r.events, <void **>&batch[n], EVENT_BATCH - n)
-    for i in range(n):
-        event = batch[i]
-        if event.pooled:
-            batch[pooled] = event       # pooled <= i: that slot has been read
-            pooled += 1
-            event.fn(event.arg1, event.arg2)
-        else:
-            event.fn(event.arg1, event.arg2)    # the sender may free it at once
-    if pooled:
-        mempool_put(r.pool, r.lcore, <void **>batch, pooled)
+    cdef uint32_t n
+    if r.own_count == 0:
+        n = run_sent(r, EVENT_BATCH)
+    else:
+        n = run_sent(r, EVENT_BATCH // 2) if ring_count(r.events) else 0
+        n += run_own(r, EVENT_BATCH - n)
     if n:
         store_relaxed_u64(&r.events_run, r.events_run + n)
     return n

@@ -11,7 +11,7 @@ from vhostrt.base.atomics cimport cas_ptr, load_acquire_ptr
 from vhostrt.env.lcore cimport lcore_current
 from vhostrt.env.mempool cimport mempool_cache, mempool_get_one, mempool_t
 from vhostrt.event.pools cimport pool_low
-from vhostrt.event.post cimport control_node_t, control_post
+from vhostrt.event.post cimport control_post
 from vhostrt.event.reactor cimport (msg_fn, msg_t, reactor_msg_pool, reactor_t, reactor_wake,
                                     thread_t)
 

@@ -22,6 +22,7 @@ cdef void poller_settle(poller_t *poller, uint64_t now) noexcept nogil
 cdef void active_remove(thread_t *thread, poller_t *poller) noexcept nogil
 cdef void timer_take(thread_t *thread, poller_t *poller) noexcept nogil
 cdef void lane_insert(lane_t *lane, poller_t *poller) noexcept nogil
+cdef void lane_remove(lane_t *lane, poller_t *poller) noexcept nogil
 
 
 cdef inline bint poller_run(poller_t *poller) noexcept nogil:
@@ -74,21 +75,23 @@ cdef inline poller_t *timers_first(thread_t *thread) noexcept nogil:
 
 
 cdef inline void lane_rotate(thread_t *thread, poller_t *poller, uint64_t now) noexcept nogil:
-    """Give the first of its lane, which has just run, its next deadline and place."""
+    """Give a poller that has just run, nearly always the first of its lane, its next deadline, and
+    its place, nearly always the last."""
     cdef lane_t *lane = poller.lane
     thread.order += 1
     poller.order = thread.order
     poller.next_run = now + poller.period
-    if lane.last is poller:
+    if lane.last is poller and poller.prev is NULL:
         return
-    lane.first = poller.next
-    lane.first.prev = NULL
-    if likely(lane.last.next_run <= poller.next_run):
+    if likely(lane.first is poller and lane.last.next_run <= poller.next_run):
+        lane.first = poller.next
+        lane.first.prev = NULL
         lane.last.next = poller
         poller.prev = lane.last
         poller.next = NULL
         lane.last = poller
     else:
+        lane_remove(lane, poller)
         lane_insert(lane, poller)
 
 

@@ -6,7 +6,7 @@ that find no lane free share a pairing heap.
 
 Threads:  the reactor that the thread is on.
 """
-from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from vhostrt.base.check cimport check
 from vhostrt.base.ticks cimport ticks_from_us, ticks_now
 from vhostrt.event.reactor cimport (POLLER_OFF, POLLER_PAUSED, POLLER_PAUSING, POLLER_RUNNING,

@@ -17,8 +17,8 @@ cdef struct event_t:
     event_fn fn
     void *arg1
     void *arg2
-    event_t *next               # sent by the reactor to itself
-    uint32_t lcore              # where it runs
+    event_t *next               # among those that the reactor has sent to itself, or keeps
+    reactor_t *reactor          # where it runs
     uint32_t pooled             # 1: from the pool of that reactor, returned after it ran
 
 ctypedef void (*msg_fn)(void *ctx) noexcept nogil
@@ -44,8 +44,9 @@ cdef enum:
 cdef struct poller_t:
     # Set by the owner before registering.
     poll_fn poll                # > 0: it did work
-    poll_fn try_arm             # 0: notifications are on and there is no work; > 0: there is work;
-                                # < 0, or NULL: it cannot tell, and has to be polled
+    # 0: notifications are on and there is no work; > 0: there is work; < 0, or NULL: it cannot
+    # tell, and has to be polled.
+    poll_fn try_arm
     disarm_fn disarm            # notifications off again; NULL: nothing to do
     int fd                      # becomes readable when there is work while armed; -1 without
     void *arg
@@ -129,7 +130,11 @@ cdef struct reactor_t:
     event_t *own_first          # events to itself, oldest first
     event_t *own_last
     uint32_t own_count
-    uint64_t now                # ticks at the end of the last iteration
+    event_t *spare              # events of its pool that it keeps for those
+    uint32_t spare_count
+    uint64_t now                # ticks up to which its time has been accounted
+    uint64_t stamp              # ticks, when a thread was accounted in this iteration; else 0
+    bint busy                   # the last iteration did work
     uint64_t busy_ticks
     uint64_t idle_ticks
     uint64_t events_run

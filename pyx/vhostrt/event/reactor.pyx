@@ -11,10 +11,8 @@ import atexit
 import os
 import time
 
-from libc.errno cimport EINVAL
 from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
 from libc.stdio cimport snprintf
-from libc.string cimport memset
 from posix.unistd cimport write
 from vhostrt.base.atomics cimport (load_acquire_u32, load_relaxed_u32, load_relaxed_u64,
                                    store_relaxed_u32, store_relaxed_u64, store_release_ptr,
@@ -26,7 +24,7 @@ from vhostrt.env.lcore cimport LCORE_MAX, lcore_launch, lcore_socket, lcore_wait
 from vhostrt.env.memory cimport env_free, env_zalloc
 from vhostrt.env.mempool cimport mempool_t
 from vhostrt.env.ring cimport RING_MP_SC, ring_count, ring_create, ring_free
-from vhostrt.event.events cimport event_call_on, run_events
+from vhostrt.event.events cimport event_call_on, events_unkeep, run_events
 from vhostrt.event.message cimport run_messages
 from vhostrt.event.poller cimport run_active, run_timers
 from vhostrt.event.pools cimport pool_create, pool_free
@@ -185,9 +183,30 @@ cdef inline bint run_threads(reactor_t *r, bint timers_too) noexcept nogil:
             busy = True
             now = ticks_now()
             store_relaxed_u64(&thread.busy_ticks, thread.busy_ticks + now - accounted)
-            accounted = now
+            r.stamp = accounted = now
         thread = r.cursor
     return busy
+
+
+cdef inline void account(reactor_t *r, bint busy) noexcept nogil:
+    """Count the time since the last look at the clock as busy or idle.
+
+    To read the clock costs as much as an event, so it is read when it is needed: not while one busy
+    iteration follows another, but when timers are due for a look; and not when a thread has just
+    been accounted.
+    """
+    cdef uint64_t now = r.stamp
+    cdef bint was_busy = r.busy
+    r.busy = busy
+    if now == 0:
+        if busy and was_busy and r.timer_countdown:
+            return
+        now = ticks_now()
+    if busy or was_busy:
+        store_relaxed_u64(&r.busy_ticks, r.busy_ticks + now - r.now)
+    else:
+        store_relaxed_u64(&r.idle_ticks, r.idle_ticks + now - r.now)
+    r.now = now
 
 
 cdef inline void run_deferred(reactor_t *r) noexcept nogil:
@@ -216,21 +235,17 @@ cdef inline void reactor_idle(reactor_t *r) noexcept nogil:
 
 cdef inline bint reactor_iterate(reactor_t *r) noexcept nogil:
     """One turn of the loop; return whether anything did work."""
-    cdef uint64_t now
     cdef bint busy
     cdef bint timers_too = r.timer_countdown == 0
     r.timer_countdown = TIMER_ITERATIONS - 1 if timers_too else r.timer_countdown - 1
+    r.stamp = 0
     busy = run_events(r) > 0
     busy |= run_threads(r, timers_too)
     if r.deferred is not NULL:
         run_deferred(r)
         busy = True
-    now = ticks_now()
-    if busy:
-        store_relaxed_u64(&r.busy_ticks, r.busy_ticks + now - r.now)
-    else:
-        store_relaxed_u64(&r.idle_ticks, r.idle_ticks + now - r.now)
-    r.now = now
+        r.stamp = 0
+    account(r, busy)
     store_relaxed_u64(<uint64_t *>&r.iterations, r.iterations + 1)
     return busy
 
@@ -430,6 +445,7 @@ def fini() -> int:
             continue
         check(load_acquire_u32(<uint32_t *>&r.state) == REACTOR_STOPPED)
         lost += ring_count(r.events) if r.events is not NULL else 0
+        events_unkeep(r)
         g_reactors[i] = NULL
         free_pool_of(r)
         reactor_free(r)

@@ -11,8 +11,7 @@ from libc.string cimport memset
 from vhostrt.base.atomics cimport load_relaxed_u64
 from vhostrt.base.ticks cimport ticks_now
 from vhostrt.event.control cimport call_on, call_t
-from vhostrt.event.reactor cimport (reactor_of, thread_attach, thread_detach, thread_init,
-                                    thread_t)
+from vhostrt.event.reactor cimport thread_attach, thread_detach, thread_init, thread_t
 
 cdef extern from "<stdlib.h>" nogil:
     void *aligned_alloc(size_t align, size_t size)
@@ -23,7 +22,7 @@ g_threads = weakref.WeakValueDictionary()
 
 cdef int attach(call_t *call) noexcept nogil:
     cdef thread_t *thread = <thread_t *>call.arg
-    thread_attach(reactor_of(call.event.lcore), thread)
+    thread_attach(call.event.reactor, thread)
     return 0
 
 

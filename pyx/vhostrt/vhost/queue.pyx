@@ -15,7 +15,7 @@ from vhostrt.base.check cimport check
 from vhostrt.bdev.core cimport Channel, bdev_channel_t, iovec
 from vhostrt.event.control cimport CALL_PENDING, call_done, call_on, call_t, control_post
 from vhostrt.event.poller cimport poller_register, poller_unregister
-from vhostrt.event.reactor cimport reactor_of, thread_attach, thread_detach, thread_t
+from vhostrt.event.reactor cimport thread_attach, thread_detach, thread_t
 from vhostrt.event.watch cimport poller_set_fd
 from vhostrt.virtio.blk cimport BLK_SECTOR_SHIFT
 from vhostrt.virtio.chain cimport CHAIN_MIN_LIMIT, chain_read, chain_t
@@ -165,7 +165,7 @@ cdef int start_call(call_t *call) noexcept nogil:
     """Begin to pop.  The driver is called once: completions may predate its call descriptor."""
     cdef queue_t *q = <queue_t *>call.arg
     cdef thread_t *thread = q.poller.thread
-    q.reactor = reactor_of(call.event.lcore)
+    q.reactor = call.event.reactor
     thread_attach(q.reactor, thread)
     poller_register(thread, &q.poller, 0)
     q.state = QUEUE_STARTED
