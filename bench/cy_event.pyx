@@ -60,9 +60,8 @@ cdef void reactor_perf(void *arg1, void *arg2) noexcept nogil:
 
 cdef void begin(void *arg1, void *arg2) noexcept nogil:
     cdef events_t *e = <events_t *>arg1
-    cdef uint32_t i
     e.started = ticks_now()
-    for i in range(e.in_flight):
+    for _ in range(e.in_flight):
         if arg2 is NULL:
             event_perf(e, NULL)
         else:
