@@ -9,10 +9,12 @@ Fails:    bdev_submit answers 1, 0 or -errno, the same at every layer of a stack
           0    io.done is called exactly once, later, on the same reactor
           < 0  failed with -errno; io.done is not called
 """
+from cython cimport unlikely
 from libc.errno cimport EINVAL, ENODEV, EOPNOTSUPP, EROFS
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from vhostrt.base.atomics cimport load_relaxed_u32, load_relaxed_u64, store_release_u32
 from vhostrt.base.check cimport dcheck
+from vhostrt.event.trace cimport TRACE_BDEV, trace_any
 
 cdef extern from "<sys/uio.h>" nogil:
     ctypedef struct iovec "struct iovec":
@@ -71,6 +73,10 @@ cdef struct bdev_channel_t:
     bdev_stats_t stats
 
 
+cdef int bdev_submit_traced(bdev_channel_t *channel, bdev_io_t *io) noexcept nogil
+cdef void bdev_trace_done(bdev_io_t *io, int rc) noexcept nogil
+
+
 cdef inline int bdev_submit(bdev_channel_t *channel, bdev_io_t *io) noexcept nogil:
     """Start one request: 1 done, 0 io.done comes later, -errno failed (see the module head).
 
@@ -91,7 +97,10 @@ cdef inline int bdev_submit(bdev_channel_t *channel, bdev_io_t *io) noexcept nog
     channel.stats.requests[io.type] += 1
     channel.stats.blocks[io.type] += io.num_blocks
     channel.inflight += 1
-    rc = channel.submit(channel, io)
+    if unlikely(trace_any(TRACE_BDEV)):
+        rc = bdev_submit_traced(channel, io)
+    else:
+        rc = channel.submit(channel, io)
     if rc == 0:
         return 0
     channel.inflight -= 1
@@ -106,6 +115,8 @@ cdef inline void bdev_io_done(bdev_io_t *io, int rc) noexcept nogil:
     dcheck(channel.inflight > 0)
     if rc < 0:
         channel.stats.failed += 1
+    if unlikely(trace_any(TRACE_BDEV)):
+        bdev_trace_done(io, rc)
     # Release, with the acquire in Channel.inflight: who sees 0 there may free the channel.
     store_release_u32(&channel.inflight, channel.inflight - 1)
     io.done(io, rc)

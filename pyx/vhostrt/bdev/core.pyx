@@ -6,6 +6,9 @@ from libc.stdlib cimport free
 from libc.string cimport memset
 from vhostrt.base.atomics cimport (load_acquire_u32, load_relaxed_u32, load_relaxed_u64,
                                    store_relaxed_u32)
+from vhostrt.event.trace cimport TRACE_BDEV, TRACE_POINTS, trace, trace_on, trace_text
+
+from vhostrt.event import trace as tracing
 
 cdef extern from "<stdlib.h>" nogil:
     void *aligned_alloc(size_t align, size_t size)
@@ -14,6 +17,20 @@ cdef enum:
     CACHE_LINE = 64
 
 TYPE_NAMES = ("read", "write", "flush", "unmap", "write_zeroes", "reset")
+
+cdef enum:
+    IO_START = TRACE_BDEV * TRACE_POINTS
+    IO_DONE
+    IOCH_CREATE
+    IOCH_DESTROY
+
+tracing.register("bdev", TRACE_BDEV, [
+    tracing.Point(0, "BDEV_IO_START", (("type", "|".join(TYPE_NAMES)), ("offset", "int"),
+                                       ("channel", "hex")), "bdev_io", "begin", "blocks"),
+    tracing.Point(1, "BDEV_IO_DONE", (("rc", "signed"), ("channel", "hex")), "bdev_io", "end"),
+    tracing.Point(2, "BDEV_IOCH_CREATE", (("bdev", "text"), ("lcore", "int")), "channel", "begin"),
+    tracing.Point(3, "BDEV_IOCH_DESTROY", (("lcore", "int"),), "channel", "end"),
+])
 
 
 cdef void *zalloc_lines(size_t size) except NULL:
@@ -24,6 +41,20 @@ cdef void *zalloc_lines(size_t size) except NULL:
         raise MemoryError
     memset(p, 0, whole)
     return p
+
+
+cdef int bdev_submit_traced(bdev_channel_t *channel, bdev_io_t *io) noexcept nogil:
+    """Hand a request to the module, as bdev_submit does, and trace it."""
+    cdef int rc
+    trace(IO_START, io, <uint32_t>io.num_blocks, io.type, io.offset_blocks, <uint64_t>channel)
+    rc = channel.submit(channel, io)
+    if rc != 0:                         # else the request is not ours any more
+        trace(IO_DONE, io, 0, <uint64_t>min(rc, 0), <uint64_t>channel)
+    return rc
+
+
+cdef void bdev_trace_done(bdev_io_t *io, int rc) noexcept nogil:
+    trace(IO_DONE, io, 0, <uint64_t>rc, <uint64_t>io.channel)
 
 
 cdef class Bdev:
@@ -77,6 +108,8 @@ cdef class Bdev:
         channel.c.types = self.b.types
         if self.b.read_only or not writable:
             channel.c.types &= ~<uint32_t>BDEV_MODIFYING
+        if trace_on(IOCH_CREATE):
+            trace(IOCH_CREATE, channel.c, 0, trace_text(self.name.encode()), lcore)
         return channel
 
     async def open_channel(self, uint32_t lcore, bint writable=True):
@@ -136,6 +169,8 @@ cdef class Channel:
         self.c = <bdev_channel_t *>zalloc_lines(sizeof(bdev_channel_t))
 
     def __dealloc__(self):
+        if self.c is not NULL:
+            trace(IOCH_DESTROY, self.c, 0, self.c.lcore)
         free(self.c)
 
     @property

@@ -32,6 +32,12 @@ ctypedef uint32_t (*trace_owner_fn)() noexcept nogil
 cdef void trace_record(uint32_t point, uint64_t object, uint32_t size, uint64_t a, uint64_t b,
                        uint64_t c, uint64_t d) noexcept nogil
 cdef void trace_owner_by(trace_owner_fn fn) noexcept nogil
+cdef uint64_t trace_text(const char *text) noexcept nogil
+
+
+cdef inline bint trace_any(uint32_t group) noexcept nogil:
+    """Return whether any point of a group is on: one test where several points lie close by."""
+    return load_relaxed_u64(&trace_masks[group]) != 0
 
 
 cdef inline bint trace_on(uint32_t point) noexcept nogil:

@@ -31,6 +31,7 @@ from vhostrt.base import sigbus
 cdef extern from *:
     """
     #include <stdlib.h>
+    #include <string.h>
     #include <sys/mman.h>
     #include "vhostrt/event/trace.h"
     static __thread int vh_trace_control;       /* 1 on the thread that has the control ring */
@@ -39,6 +40,7 @@ cdef extern from *:
     enum:
         MADV_DONTFORK
     int madvise(void *at, size_t size, int advice) nogil
+    size_t strnlen(const char *text, size_t most) nogil
     void *aligned_alloc(size_t align, size_t size) nogil
 
 cdef extern from "vhostrt/event/trace.h" nogil:
@@ -156,6 +158,13 @@ cdef void trace_record(uint32_t point, uint64_t object, uint32_t size, uint64_t 
     store_release_u32(&entry.stamp, <uint32_t>(next >> w.shift) + 1)
     w.next = next + 1
     store_release_u64(&w.ring.next, next + 1)
+
+
+cdef uint64_t trace_text(const char *text) noexcept nogil:
+    """Return the first 8 bytes of a text, as an argument of the kind "text"."""
+    cdef uint64_t word = 0
+    memcpy(&word, text, strnlen(text, sizeof(word)))
+    return word
 
 
 cdef void trace_owner_by(trace_owner_fn fn) noexcept nogil:

@@ -9,6 +9,7 @@ from libc.string cimport memcpy
 from vhostrt.base.atomics cimport prefetch_read
 from vhostrt.bdev.core cimport (BDEV_FLUSH, BDEV_READ, BDEV_WRITE, bdev_io_t, bdev_submit, iovec)
 from vhostrt.event.reactor cimport reactor_defer
+from vhostrt.event.trace cimport TRACE_POINTS, TRACE_VHOST_BLK, trace, trace_any
 from vhostrt.vhost.queue cimport (QUEUE_STARTED, REQUEST_IOVS, Queue, queue_break, queue_publish,
                                   queue_read_long, queue_t, request_finish, request_return_big,
                                   request_t)
@@ -18,8 +19,29 @@ from vhostrt.virtio.blk cimport (BLK_ID_BYTES, BLK_S_IOERR, BLK_S_OK, BLK_S_UNSU
 from vhostrt.virtio.chain cimport chain_read, chain_t
 from vhostrt.virtio.split cimport split_available, split_head
 
+from vhostrt.event import trace as tracing
+
 cdef enum:
     POLL_BUDGET = 32            # requests popped in one poll: what a queue may take from others
+
+cdef enum:
+    POP = TRACE_VHOST_BLK * TRACE_POINTS
+    COMPLETE
+
+tracing.register("vhost_blk", TRACE_VHOST_BLK, [
+    tracing.Point(0, "VHOST_BLK_POP", (("type", "int"), ("sector", "int"), ("head", "int")),
+                  "request", "begin", "bytes"),
+    tracing.Point(1, "VHOST_BLK_COMPLETE", (("status", "OK|IOERR|UNSUPP"), ("head", "int")),
+                  "request", "end", "bytes"),
+])
+
+
+cdef inline void blk_finish(queue_t *q, request_t *request, uint8_t status,
+                            uint32_t written) noexcept nogil:
+    """Answer a request, as request_finish does, and trace it."""
+    if unlikely(q.traced):
+        trace(COMPLETE, request, written, status, request.head)
+    request_finish(q, request, status, written)
 
 
 cdef inline uint8_t status_of(queue_t *q, int rc) noexcept nogil:
@@ -37,7 +59,7 @@ cdef void blk_done(bdev_io_t *io, int rc) noexcept nogil:
     """A request that the bdev took is done; the driver is shown it at the end of the iteration."""
     cdef request_t *request = <request_t *>io
     cdef queue_t *q = request.queue
-    request_finish(q, request, status_of(q, rc), request.written if rc >= 0 else 0)
+    blk_finish(q, request, status_of(q, rc), request.written if rc >= 0 else 0)
     reactor_defer(q.reactor, &q.publish)
 
 
@@ -48,7 +70,7 @@ cdef inline void blk_submit(queue_t *q, request_t *request, uint8_t type) noexce
     request.io.done = blk_done
     rc = bdev_submit(q.channel, &request.io)
     if rc != 0:
-        request_finish(q, request, status_of(q, rc), request.written if rc > 0 else 0)
+        blk_finish(q, request, status_of(q, rc), request.written if rc > 0 else 0)
 
 
 cdef inline void blk_transfer(queue_t *q, request_t *request, uint8_t type, uint64_t sector,
@@ -58,7 +80,7 @@ cdef inline void blk_transfer(queue_t *q, request_t *request, uint8_t type, uint
     if unlikely(q.channel is NULL or bytes == 0 or bytes & ((1 << shift) - 1)
                 or sector & ((1 << (shift - BLK_SECTOR_SHIFT)) - 1)):
         q.stats.errors += 1
-        request_finish(q, request, BLK_S_IOERR, 0)
+        blk_finish(q, request, BLK_S_IOERR, 0)
         return
     request.io.iovs = iovs
     request.io.iov_count = iov_count
@@ -73,9 +95,9 @@ cdef void blk_flush(queue_t *q, request_t *request) noexcept nogil:
     q.stats.flushes += 1
     if q.channel is NULL:
         q.stats.errors += 1
-        request_finish(q, request, BLK_S_IOERR, 0)
+        blk_finish(q, request, BLK_S_IOERR, 0)
     elif not q.channel.types >> BDEV_FLUSH & 1:
-        request_finish(q, request, BLK_S_OK, 0)
+        blk_finish(q, request, BLK_S_OK, 0)
     else:
         request.io.iov_count = 0
         request.io.offset_blocks = 0
@@ -92,7 +114,7 @@ cdef void blk_get_id(queue_t *q, request_t *request, iovec *iovs, uint32_t count
         n = <uint32_t>min(iovs[i].iov_len, <size_t>(BLK_ID_BYTES - done))
         memcpy(iovs[i].iov_base, &q.serial[done], n)
         done += n
-    request_finish(q, request, BLK_S_OK, done)
+    blk_finish(q, request, BLK_S_OK, done)
 
 
 cdef inline void blk_dispatch(queue_t *q, request_t *request, chain_t *c,
@@ -119,7 +141,7 @@ cdef inline void blk_dispatch(queue_t *q, request_t *request, chain_t *c,
     else:
         q.stats.others += 1
         q.stats.unsupported += 1
-        request_finish(q, request, BLK_S_UNSUPP, 0)
+        blk_finish(q, request, BLK_S_UNSUPP, 0)
 
 
 cdef inline int blk_pop(queue_t *q, chain_t *c) noexcept nogil:
@@ -157,6 +179,8 @@ cdef inline int blk_pop(queue_t *q, chain_t *c) noexcept nogil:
     request.lease = q.lease
     request.head = head
     request.status = status
+    if unlikely(q.traced):
+        trace(POP, request, c.readable_bytes + c.writable_bytes, header.type, header.sector, head)
     blk_dispatch(q, request, c, &header, first)
     return 0
 
@@ -174,6 +198,7 @@ cdef int blk_poll(void *arg) noexcept nogil:
             queue_break(q, n)
         return n != 0
     n = min(n, <int>POLL_BUDGET)
+    q.traced = trace_any(TRACE_VHOST_BLK)
     c.desc = q.ring.desc
     c.desc_count = q.ring.size
     c.regions = q.lease.regions

@@ -65,6 +65,7 @@ cdef struct queue_t:
     lease_t *lease              # the view in use
     uint32_t hint               # of regions_translate
     bint indirect
+    bint traced                 # points of the device's group are on, as of the last poll
     request_t *free             # the one used last first: it is still in the cache
     bdev_channel_t *channel     # NULL: the device is gone, everything answers with an error
     reactor_t *reactor
