@@ -12,6 +12,8 @@ TAKEN = [
     ("-qd", {"print_level": log.WARNING, "limit_coredump": True}),
     ("-qdm0x1 -u", {"print_level": log.WARNING, "limit_coredump": True, "cores": (0,),
                     "no_pci": True}),
+    ("-e bdev --num-trace-entries 64", {"tpoint_groups": "bdev", "trace_entries": 64}),
+    ("--num-trace-entries 0 --disable-cpumask-locks", {"trace_entries": 0, "core_locks": False}),
     ("-m 1 -m 2", {"cores": (1,)}), ("-u --", {"no_pci": True}),
     ("--lcores 0@1 -p 0", {"lcore_map": ((0, (1,)),), "main_core": 0}),
     ("-m [2,5] --main-core 5", {"cores": (2, 5), "main_core": 5}),
@@ -40,12 +42,11 @@ TAKEN = [
 
 # (words, field, value) of options that are read and kept while their feature is not there.
 LATER = [
-    ("-e bdev", "tpoint_groups", "bdev"), ("--num-trace-entries 64", "trace_entries", 64),
     ("--vfio-vf-token fc571169-d385-4c55-869d-9d4a1dc20130", "vfio_vf_token",
      "fc571169-d385-4c55-869d-9d4a1dc20130"),
     ("-A 5e:0.0 -A 5e:0.1", "pci_allowed", ("0000:5e:00.0", "0000:5e:00.1")),
     ("-B 5e:0.0", "pci_blocked", ("0000:5e:00.0",)), ("-i 3", "shm_id", 3), ("-i -1", "shm_id", -1),
-    ("--disable-cpumask-locks", "core_locks", False), ("--iova-mode va", "iova_mode", "va"),
+    ("--iova-mode va", "iova_mode", "va"),
     ("--env-context=--a --b", "env_context", ("--a", "--b")),
     ("--msg-mempool-size 9", "msg_mempool_size", 9),
 ]

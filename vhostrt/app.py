@@ -45,6 +45,8 @@ class App:
     rpc          the Dispatcher of the RPC methods; None before its step
     server       the RPC server; None before its step, and with --no-rpc-server
     lcores       lcore -> its CPUs, ascending; empty before the configuration is read
+    core_locks   the claims on the cores; None before their step
+    tracing      which trace points are on; None before its step
     idle         what reactors do without work: spin, yield or sleep
     init_asked   set by framework_start_init; looked at only with --wait-for-rpc
     init_over    set when the subsystems run, or never will: init_error says which
@@ -61,6 +63,8 @@ class App:
         self.rpc: Any = None
         self.server: Any = None
         self.lcores: dict[int, tuple[int, ...]] = {}
+        self.core_locks: Any = None
+        self.tracing: Any = None
         self.idle = ""
         self.init_asked = asyncio.Event()
         self.init_over = asyncio.Event()

@@ -125,7 +125,6 @@ def read_log_flag(text: str) -> str:
 
 
 INT_MAX = 2**31 - 1
-TRACING = "tracing"
 PCI = "the PCI bus"
 SHARED = "attaching of other processes"
 MEMORY = "this choice of memory"
@@ -148,7 +147,7 @@ TABLE = (
     Option("-p --main-core", "N", "main_core", number_between(0, 65535),
            "main core (default: the lowest)"),
     Option("--disable-cpumask-locks", "", "core_locks", False,
-           "do not claim the cores against other instances", later="claiming of cores"),
+           "do not claim the cores of -m or --lcores against other programs"),
     Option("--idle", "POLICY", "idle", one_of("spin", "yield", "sleep", "interrupt"),
            "what a core without work does: spin, yield, sleep, or interrupt, which waits for the "
            "next request in the kernel (default: yield, or spin when all cores of -m are "
@@ -206,9 +205,10 @@ TABLE = (
     Option("-L -t --logflag", "FLAG", "log_flags", read_log_flag,
            "print the debug lines of a component, or of all; repeatable", many=True),
     Option("-e --tpoint-group", "GROUPS", "tpoint_groups", values.read_tpoint_groups,
-           "trace groups, by name or mask", later=TRACING),
-    Option("--num-trace-entries", "N", "trace_entries", values.read_power_or_zero,
-           "trace entries for each core; 0: none", later=TRACING),
+           "trace these groups, by name or mask, with :mask or :name+name behind for some of their "
+           "points; a comma list, or all"),
+    Option("--num-trace-entries", "N", "trace_entries", values.read_trace_entries,
+           "entries of the trace of each core, a power of two; 0: no tracing (default: 32768)"),
 )
 Said = tuple[str, Option, str]            # the name as typed, its option, the text behind it
 BY_NAME = {name: option for option in TABLE for name in option.names.split()}

@@ -31,6 +31,30 @@ class Configuration(Step):
         print_start_lines(app.options, app.lcores)
 
 
+class CoreClaims(Step):
+    """The cores that were asked for are claimed against other programs; the default core is not,
+    so that instances that nobody has given cores run side by side."""
+
+    name = "core locks"
+
+    async def start(self, app: App) -> None:
+        from vhostrt.core_locks import Claimed, CoreLocks
+        options = app.options
+        app.core_locks = CoreLocks(frozenset(n for cpus in app.lcores.values() for n in cpus))
+        if not options.core_locks:
+            log.notice("CPU core locks deactivated.")
+        elif options.cores is not None or options.lcore_map is not None:
+            try:
+                if refusal := app.core_locks.claim():
+                    log.warning(refusal)
+            except Claimed as error:
+                raise StartError(str(error)) from None
+
+    async def stop(self, app: App) -> None:
+        if app.core_locks is not None:
+            app.core_locks.release()
+
+
 class Environment(Step):
     """Lcores and memory; the control thread leaves the CPUs of the lcores to them."""
 
@@ -57,6 +81,32 @@ class Environment(Step):
 def memory_bytes(options: Options) -> int | None:
     """Return what -s asks for; None: take memory when it is needed."""
     return None if options.mem_size is None or options.mem_size <= 0 else options.mem_size << 20
+
+
+class TraceFile(Step):
+    """The trace points that -e turns on, before there is anything that passes them."""
+
+    name = "tracing"
+
+    async def start(self, app: App) -> None:
+        from vhostrt.tracing import Tracing, read_choice
+        options = app.options
+        app.tracing = Tracing(list(app.lcores), options.trace_entries,
+                              None if options.private else options.shm_id)
+        if options.tpoint_groups is None:
+            return
+        try:
+            app.tracing.turn_on(read_choice(options.tpoint_groups))
+        except ValueError as error:
+            raise StartError(f"option -e: {error}") from None
+        log.notice(f"Tracepoint Group Mask {options.tpoint_groups} specified.")
+        log.notice(f"Use 'vhostrt-trace {app.tracing.reader_words}' to capture a snapshot of "
+                   "events at runtime.")
+
+    async def stop(self, app: App) -> None:
+        if app.tracing is not None and not app.tracing.close():
+            log.warning(f"entries of the trace are lost: {app.tracing.path} was shortened, or its "
+                        "file system is full")
 
 
 class Reactors(Step):
@@ -176,4 +226,5 @@ def open_to_clients(app: App) -> None:
 
 def all_steps() -> list[Step]:
     """Make the steps of one run, in order."""
-    return [Configuration(), Environment(), Reactors(), RpcService(), Subsystems(), Disks()]
+    return [Configuration(), CoreClaims(), Environment(), TraceFile(), Reactors(), RpcService(),
+            Subsystems(), Disks()]

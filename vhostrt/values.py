@@ -181,9 +181,9 @@ def read_names(text: str) -> tuple[str, ...]:
     return names
 
 
-def read_power_or_zero(text: str) -> int:
-    """Read 0 or a power of two."""
-    number = read_number(text)
+def read_trace_entries(text: str) -> int:
+    """Read 0 or a power of two up to 2^24: 1 GiB of entries."""
+    number = read_number(text, 0, 1 << 24)
     if number & (number - 1):
         raise ValueError(f"{shown(text)} is neither 0 nor a power of two")
     return number

@@ -22,6 +22,7 @@ class Target:
         self.rpc = folder / "rpc.sock"
         self.output = folder / "output"
         self.command = [sys.executable, "-m", "vhostrt", "--idle", "yield", "-r", str(self.rpc),
+                        "--disable-cpumask-locks",
                         "-S", str(folder), "--lock-file", str(folder / "lock"), *options]
 
     def __enter__(self) -> Self:

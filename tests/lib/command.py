@@ -42,9 +42,12 @@ class Place:
 
     cwd        the directory they run in; empty, and its user's
     lock, rpc  paths that run() and start() give to the program, also pid and sockets (a folder)
+
+    claims: let the program claim the cores that it is given, which other tests may be using.
     """
 
-    def __init__(self, unprivileged: bool = False):
+    def __init__(self, unprivileged: bool = False, claims: bool = False):
+        self.shared = [] if claims else ["--disable-cpumask-locks"]
         self.folder = Path(tempfile.mkdtemp(prefix="vhostrt-"))
         self.cwd, self.sockets = self.folder / "cwd", self.folder / "sockets"
         self.rpc, self.lock, self.pid = (self.folder / name for name in ("rpc", "lock", "pid"))
@@ -70,7 +73,7 @@ class Place:
         usual = {"-r": self.rpc, "--lock-file": self.lock, "-f": self.pid, "-S": self.sockets}
         given = [f"{name}={path}" if name.startswith("--") else f"{name}{path}"
                  for name, path in usual.items() if name not in more]
-        return [*self.before, *command_words(), *given, *more]
+        return [*self.before, *command_words(), *given, *self.shared, *more]
 
     def run(self, *more: str, **settings) -> subprocess.CompletedProcess:
         """Run the command until it ends by itself; stdout and stderr are in what is returned."""

@@ -63,7 +63,7 @@ class Target:
         self.sockets = []
         command = [sys.executable, "-m", "vhostrt"] if command is None else list(command)
         command += ["-m", mask, "--idle", idle, "-r", str(self.rpc_path), "-S", str(self.folder),
-                    "--lock-file", str(self.folder / "lock")]
+                    "--lock-file", str(self.folder / "lock"), "--disable-cpumask-locks"]
         for i, disk in enumerate(disks):
             command += ["--disk", self._disk(i, disk)]
         with open(self.stderr_path, "wb") as err:

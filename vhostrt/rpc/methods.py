@@ -1,5 +1,5 @@
 """All RPC methods, in one table: importing this declares them."""
-from vhostrt.rpc import bdev, framework, log, vhost
+from vhostrt.rpc import bdev, core_locks, framework, log, trace, vhost
 from vhostrt.rpc.method import METHODS
 
-__all__ = ["METHODS", "bdev", "framework", "log", "vhost"]
+__all__ = ["METHODS", "bdev", "core_locks", "framework", "log", "trace", "vhost"]
