@@ -9,8 +9,8 @@ async def framework_enable_cpumask_locks(rpc: Dispatcher) -> bool:
     try:
         refusal = rpc.target.core_locks.claim()
     except Claimed as error:
-        raise RpcError(INTERNAL_ERROR, f"Failed to claim CPU core: {error.cpu}, which {error.holder}"
-                       " has claimed") from None
+        raise RpcError(INTERNAL_ERROR, f"Failed to claim CPU core: {error.cpu}, {error.holder} has "
+                       "claimed it") from None
     if refusal:
         raise RpcError(INTERNAL_ERROR, refusal)
     return True

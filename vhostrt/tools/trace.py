@@ -11,17 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn, TextIO
 
 from vhostrt import stdio, values
-from vhostrt.tools import trace_chrome, trace_text
-from vhostrt.tools.trace_file import (
-    CONTROL,
-    FOLDER,
-    PREFIX,
-    Event,
-    TraceError,
-    TraceFile,
-    open_trace,
-    traces,
-)
+from vhostrt.tools import trace_chrome, trace_file, trace_text
+from vhostrt.tools.trace_file import CONTROL, Event, TraceError, TraceFile, open_trace
 from vhostrt.tools.trace_pairs import Pairs
 
 LOOK_S = 0.1                            # between two looks of --follow
@@ -49,8 +40,8 @@ def read_lcores(text: str) -> frozenset[int]:
     """Read a list of cores, `0,2-3`; `ctrl` is the control thread."""
     words = text.split(",")
     cores = {CONTROL} if "ctrl" in words else set()
-    rest = ",".join(word for word in words if word != "ctrl")
-    return frozenset(cores | set(values.read_list(rest) if rest else ()))
+    rest = [word for word in words if word != "ctrl"]
+    return frozenset(cores | set(values.read_list(",".join(rest)) if rest else ()))
 
 
 def read_words(text: str) -> tuple[str, ...]:
@@ -61,7 +52,7 @@ def arguments() -> Parser:
     """Return the command line's parser."""
     parser = Parser(prog="vhostrt-trace", allow_abbrev=False, description="Show what a vhostrt "
                     "traces (its option -e, or the RPC trace_enable_tpoint_group). Without -p, -i "
-                    "or -f: the one that runs, or else the one that ended last.")
+                    "or -f: the one that runs, or else the one that began last.")
     which = parser.add_mutually_exclusive_group()
     number = reader(lambda text: values.read_number(text, 0))
     which.add_argument("-p", "--pid", type=number, metavar="PID", help="process to look at")
@@ -94,9 +85,6 @@ def choose(found: list[TraceFile], pid: int | None) -> TraceFile:
     """Return the trace that is meant.  Fails: TraceError, which names what there is."""
     if pid is not None:
         found = [trace for trace in found if trace.pid == pid]
-        if not found:
-            raise TraceError(f"process {pid} has no trace in {FOLDER}: tracing is turned on by "
-                             "vhostrt -e, or by the RPC trace_enable_tpoint_group")
     running = [trace for trace in found if trace.runs()]
     if len(running) > 1:
         raise TraceError("several processes trace, choose one with -p: "
@@ -104,9 +92,10 @@ def choose(found: list[TraceFile], pid: int | None) -> TraceFile:
     if running:
         return running[0]
     if not found:
-        raise TraceError(f"there is no trace in {FOLDER}: tracing is turned on by vhostrt -e, or "
-                         "by the RPC trace_enable_tpoint_group")
-    return max(found, key=lambda trace: os.fstat(trace.fd).st_mtime_ns)
+        whose = "" if pid is None else f" of process {pid}"
+        raise TraceError(f"there is no trace{whose} in {trace_file.FOLDER}: vhostrt -e turns "
+                         "tracing on, or the RPC trace_enable_tpoint_group")
+    return max(found, key=lambda trace: trace.start_unix_ns)
 
 
 @contextlib.contextmanager
@@ -114,12 +103,13 @@ def chosen(options: argparse.Namespace) -> Iterator[TraceFile]:
     """Open the trace that the arguments name.  Fails: TraceError."""
     path = options.file
     if options.shm_id is not None:
-        path = os.path.join(FOLDER, f"{PREFIX}{options.shm_id}")
+        path = os.path.join(trace_file.FOLDER, f"{trace_file.PREFIX}{options.shm_id}")
     with contextlib.ExitStack() as opened:
         if path is not None:
             yield opened.enter_context(open_trace(path))
         else:
-            yield choose([opened.enter_context(trace) for trace in traces()], options.pid)
+            found = [opened.enter_context(trace) for trace in trace_file.traces()]
+            yield choose(found, options.pid)
 
 
 def filter_of(options: argparse.Namespace, trace: TraceFile) -> Wanted:
@@ -207,7 +197,7 @@ def open_output(path: str) -> TextIO:
         return open(path, "w", encoding="utf-8")
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
-        raise TraceError(f"{values.shown(path)} cannot be written: {why}") from None
+        raise TraceError(f"{path!a} cannot be written: {why}") from None
 
 
 def show(options: argparse.Namespace) -> None:

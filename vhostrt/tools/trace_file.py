@@ -20,7 +20,6 @@ from typing import NamedTuple, Self
 import msgspec
 
 from vhostrt.log import printable
-from vhostrt.values import shown
 
 FOLDER = "/dev/shm"
 PREFIX = "vhostrt_trace."
@@ -32,7 +31,8 @@ RINGS_MAX = 1025
 OWNERS = 4096
 TEXT_MAX = 1 << 20
 PAGE = 4096
-CHUNK = 16384                           # entries that are copied at once
+CHUNK = 2048                            # entries that are copied at once
+WINDOW = 1 << 20                        # entries that are copied before any is looked at
 
 HEADER = struct.Struct("=8s6I6Q4I32s32Q")
 ENTRY = struct.Struct("=IHHQQII4Q")
@@ -77,7 +77,7 @@ class Argument:
     def value(self, word: int) -> int | str:
         """Return what a word (unsigned 64 bits) says."""
         if self.names:
-            return self.names[word] if word < len(self.names) else word
+            return (self.names[word] if word < len(self.names) else "") or word
         if self.kind == "signed":
             return word - (1 << 64) if word >> 63 else word
         if self.kind == "hex":
@@ -163,14 +163,14 @@ class TraceFile:
         try:
             data = os.pread(self.fd, size, at)
         except OSError as error:
-            raise TraceError(f"{shown(self.path)} cannot be read: {error.strerror}") from None
+            raise TraceError(f"{self.path!a} cannot be read: {error.strerror}") from None
         if len(data) != size:
-            raise TraceError(f"{shown(self.path)} ends at byte {at + len(data)}, in the middle of "
+            raise TraceError(f"{self.path!a} ends at byte {at + len(data)}, in the middle of "
                              f"{what}: it was cut short")
         return data
 
     def wrong(self, what: str) -> TraceError:
-        return TraceError(f"{shown(self.path)} is no trace that can be read: {what}")
+        return TraceError(f"{self.path!a} is no trace that can be read: {what}")
 
     def runs(self) -> bool:
         """Return whether the program that writes the file still does: it holds a lock on it."""
@@ -181,10 +181,17 @@ class TraceFile:
             return False
         return FLOCK.unpack(answer)[0] != fcntl.F_UNLCK
 
-    def masks(self) -> dict[str, int]:
-        """Return for each group that has points on which these are, a bit each."""
+    def points_on(self) -> list[str]:
+        """Return what is traced now, each as -e of vhostrt takes it."""
         masks = HEADER.unpack(self.copy(HEADER.size, 0, "its header"))[-32:]
-        return {name: masks[number] for name, number in self.groups.items() if masks[number]}
+        found = []
+        for name, number in self.groups.items():
+            names = {tpoint % POINTS: point.name for tpoint, point in self.points.items()
+                     if tpoint // POINTS == number}
+            on = [text for bit, text in sorted(names.items()) if masks[number] >> bit & 1]
+            if on:
+                found.append(name if len(on) == len(names) else f"{name}:{'+'.join(on)}")
+        return found
 
     def us(self, tsc: int) -> float:
         """Return microseconds from the start of the trace to a reading of the clock."""
@@ -211,27 +218,32 @@ class TraceFile:
         start = max(first, end - self.entries)
         ring.lost += start - first
         ring.next = max(end, ring.next)
+        for window in range(start, end, WINDOW):
+            # The writer does not wait: copying comes first, and has no Python in its loop.
+            copies = list(self.copy_entries(ring, window, min(end, window + WINDOW)))
+            for lap, data, stamps in copies:
+                for entry, stamp in zip(ENTRY.iter_unpack(data), stamps, strict=True):
+                    if entry[0] == stamp == lap:
+                        ring.read += 1
+                        yield entry
+                    else:
+                        ring.lost += 1
+
+    def copy_entries(self, ring: Ring, start: int, end: int) -> Iterator[tuple]:
+        """Yield (stamp, copy of some entries, the stamps they have afterwards) for a range.
+
+        An entry is whole if its stamp before and after is the one of its lap: a writer that came
+        in between has left 0 or the next lap's.
+        """
         while start < end:
             slot = start % self.entries
             count = min(CHUNK, end - start, self.entries - slot)
-            for entry in self.read_slots(ring, slot, count, start // self.entries + 1):
-                ring.read += 1
-                ring.lost -= 1
-                yield entry
-            ring.lost += count
+            at = ring.at + PAGE + slot * ENTRY.size
+            data = self.copy(count * ENTRY.size, at, "a ring")
+            again = memoryview(self.copy(count * ENTRY.size, at, "a ring"))
+            lap = start // self.entries + 1 & 0xffffffff
+            yield lap, data, again.cast("I")[::ENTRY.size // 4].tolist()
             start += count
-
-    def read_slots(self, ring: Ring, slot: int, count: int, lap: int) -> Iterator[tuple]:
-        """Yield the entries of some slots that are of this lap, before and after they were copied:
-        a writer that came in between has left 0 or the next lap's stamp."""
-        at = ring.at + PAGE + slot * ENTRY.size
-        data = self.copy(count * ENTRY.size, at, "a ring")
-        again = self.copy(count * ENTRY.size, at, "a ring")
-        stamps = memoryview(again).cast("I")[::ENTRY.size // 4]
-        stamp = lap & 0xffffffff
-        for entry, second in zip(ENTRY.iter_unpack(data), stamps, strict=True):
-            if entry[0] == second == stamp:
-                yield entry
 
     def point(self, tpoint: int) -> Point:
         """Return a trace point by its id, or one in its place when the file does not tell it."""
@@ -279,7 +291,7 @@ class TraceFile:
                   rings_at + rings * stride)
         size = os.fstat(self.fd).st_size
         if end > size:
-            raise TraceError(f"{shown(self.path)} has {size} bytes and speaks of {end}: it was cut "
+            raise TraceError(f"{self.path!a} has {size} bytes and speaks of {end}: it was cut "
                              "short")
         self.rings = [Ring(*RING.unpack(self.copy(RING.size, at, "a ring"))[:1], at)
                       for at in range(rings_at, rings_at + rings * stride, stride)]
@@ -318,7 +330,7 @@ def open_trace(path: str) -> TraceFile:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
-        raise TraceError(f"trace {shown(path)} cannot be opened: {why}") from None
+        raise TraceError(f"trace {path!a} cannot be opened: {why}") from None
     trace = TraceFile(path, fd)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -331,16 +343,16 @@ def open_trace(path: str) -> TraceFile:
     return trace
 
 
-def traces(folder: str = FOLDER) -> list[TraceFile]:
-    """Open all traces in a folder that can be read, by name; the caller closes them."""
+def traces() -> list[TraceFile]:
+    """Open all traces in FOLDER that can be read, by name; the caller closes them."""
     found = []
     try:
-        names = sorted(name for name in os.listdir(folder) if name.startswith(PREFIX))
+        names = sorted(name for name in os.listdir(FOLDER) if name.startswith(PREFIX))
     except OSError:
         names = []
     for name in names:
         try:
-            found.append(open_trace(os.path.join(folder, name)))
+            found.append(open_trace(os.path.join(FOLDER, name)))
         except TraceError:
             continue
     return found

@@ -16,9 +16,9 @@ def heading(trace: TraceFile) -> list[str]:
     """Return the lines that say what a trace is of; to be called after its events were read."""
     began = datetime.datetime.fromtimestamp(trace.start_unix_ns / 1e9 % 2**32, datetime.UTC)
     state = "runs" if trace.runs() else "has ended"
-    on = ", ".join(f"{name} {mask:#x}" for name, mask in trace.masks().items()) or "none"
+    on = ",".join(trace.points_on()) or "nothing"
     lines = [f"# {trace.program}, process {trace.pid}, which {state}; us since "
-             f"{began:%Y-%m-%d %H:%M:%S.%f} UTC", f"# points that are on: {on}"]
+             f"{began:%Y-%m-%d %H:%M:%S.%f} UTC", f"# traced now: {on}"]
     for ring in trace.rings:
         if ring.read or ring.lost:
             lost = f", {ring.lost} older ones are overwritten" if ring.lost else ""

@@ -29,7 +29,9 @@ cdef enum:
     COMPLETE
 
 tracing.register("vhost_blk", TRACE_VHOST_BLK, [
-    tracing.Point(0, "VHOST_BLK_POP", (("type", "int"), ("sector", "int"), ("head", "int")),
+    # The names of VIRTIO_BLK_T_*, by their numbers.
+    tracing.Point(0, "VHOST_BLK_POP", (("type", "IN|OUT|||FLUSH||||GET_ID|||DISCARD||WRITE_ZEROES"),
+                                       ("sector", "int"), ("head", "int")),
                   "request", "begin", "bytes"),
     tracing.Point(1, "VHOST_BLK_COMPLETE", (("status", "OK|IOERR|UNSUPP"), ("head", "int")),
                   "request", "end", "bytes"),
@@ -180,7 +182,9 @@ cdef inline int blk_pop(queue_t *q, chain_t *c) noexcept nogil:
     request.head = head
     request.status = status
     if unlikely(q.traced):
-        trace(POP, request, c.readable_bytes + c.writable_bytes, header.type, header.sector, head)
+        trace(POP, request,
+              c.readable_bytes - <uint32_t>sizeof(blk_header_t) + c.writable_bytes, header.type,
+              header.sector, head)
     blk_dispatch(q, request, c, &header, first)
     return 0
 
