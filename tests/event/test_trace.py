@@ -110,8 +110,8 @@ def test_a_file_takes_the_memory_that_was_written_to(tmp_path):
 
 
 @pytest.mark.parametrize("name, shown", [
-    ("disk0.vq1", "disk0.vq1"), ("", ""), ("x" * 99, "x" * 55), ("\u00fc" * 40, "\u00fc" * 27 + "\ufffd"),
-    ("a\x1b[31m\n", "a\\x1b[31m\\n"),
+    ("disk0.vq1", "disk0.vq1"), ("", ""), ("x" * 99, "x" * 55),
+    ("\u00fc" * 40, "\u00fc" * 27 + "\ufffd"), ("a\x1b[31m\n", "a\\x1b[31m\\n"),
 ])
 def test_names_of_threads(tmp_path, name, shown):
     with tracing(tmp_path, owners=[(7, name)]) as path, open_trace(path) as found:

@@ -186,6 +186,29 @@ def test_log(cli):
     assert cli("log_set_print_level", level) == ""
 
 
+def test_trace(cli, target):
+    assert cli("trace_enable_tpoint_group", "bdev") == ""
+    assert cli("trace_set_tpoint_mask", "vhost_blk", "0x1") == ""
+    groups = cli("trace_get_tpoint_group_mask")
+    assert groups["bdev"]["enabled"] is True and groups["vhost_blk"]["tpoint_mask"] == "0x1"
+    info = cli("trace_get_info")
+    assert info["tpoint_shm_path"] == f"/dev/shm/vhostrt_trace.pid{target.pid}"
+    assert int(info["tpoint_group_mask"], 16) == sum(
+        int(groups[name]["mask"], 16) for name in ("bdev", "vhost_blk"))
+    assert cli("trace_clear") == ""
+    assert cli("trace_clear_tpoint_mask", "vhost_blk", "0x1") == ""
+    assert cli("trace_disable_tpoint_group", "all") == ""
+    assert cli("trace_get_info")["tpoint_group_mask"] == "0x0"
+    code, text = cli.refused("trace_enable_tpoint_group", "nvmf_tcp")
+    assert code == -32602 and "must be one of bdev" in text
+
+
+def test_claims_on_cores(cli):
+    # Nothing is claimed here: other tests use the same cores.
+    assert cli("framework_disable_cpumask_locks") == ""
+    assert "framework_enable_cpumask_locks" in cli("rpc_get_methods")
+
+
 def test_a_script_and_a_batch_of_calls(cli, target):
     made = "bdev_malloc_create -b a 1 512\nbdev_malloc_create -b b 1 512\n"
     done = command(target, stdin=made)

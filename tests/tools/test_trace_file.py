@@ -237,7 +237,7 @@ def test_hostile_files(whole, tmp_path_factory, data):
               st.integers(rings_at(whole), len(whole) - 1),
               st.integers(AT["version"], AT["text_bytes"] + 8)]
     text = struct.unpack_from("<Q", whole, AT["text_at"])[0]
-    places += [st.integers(text, text + 4000), st.integers(text + (1 << 20), text + (1 << 20) + 4000)]
+    places += [st.integers(at, at + 4000) for at in (text, text + (1 << 20))]
     new = bytearray(whole)
     for at in data.draw(st.lists(st.one_of(places), min_size=1, max_size=12)):
         piece = data.draw(st.binary(min_size=1, max_size=9))

@@ -1,10 +1,11 @@
 """The command vhostrt-trace: shows what a vhostrt that runs, or has ended, has traced.
 
-Exit status: 0 shown, 1 there is no trace to read, 2 bad arguments.
+Exit status: 0 shown, 1 there is no trace to read, 2 bad arguments, 130 interrupted.
 """
 import argparse
 import contextlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -140,17 +141,37 @@ def known(words: tuple[str, ...] | None, there: set[str], what: str) -> set[str]
 
 # What is shown.
 
-def looks(trace: TraceFile, follow: bool) -> Iterator[list[Event]]:
-    """Yield what there is and, with follow, what comes, until the process has ended."""
-    while True:
-        runs = follow and trace.runs()  # before the look: what it wrote last is still seen
+class CtrlC:
+    """Notes the first Ctrl-C, so that --follow ends after one more look; a second interrupts."""
+
+    def __init__(self) -> None:
+        self.pressed = False
+
+    def __enter__(self) -> "CtrlC":
+        self.before = signal.signal(signal.SIGINT, self.press)
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        signal.signal(signal.SIGINT, self.before)
+
+    def press(self, *_: object) -> None:
+        if self.pressed:
+            raise KeyboardInterrupt
+        self.pressed = True
+
+
+def looks(trace: TraceFile, follow: CtrlC | None) -> Iterator[list[Event]]:
+    """Yield what there is and, with follow, what comes, until Ctrl-C or the end of the process."""
+    going = True
+    while going:
+        # Asked before the look: what was written last is still seen.
+        going = follow is not None and trace.runs() and not follow.pressed
         yield trace.events()
-        if not runs:
-            return
-        time.sleep(LOOK_S)
+        if going:
+            time.sleep(LOOK_S)
 
 
-def show_json(trace: TraceFile, wanted: Wanted, follow: bool) -> None:
+def show_json(trace: TraceFile, wanted: Wanted, follow: CtrlC | None) -> None:
     """Print a trace entry by entry, for programs."""
     pairs = Pairs()
     for events in looks(trace, follow):
@@ -161,7 +182,7 @@ def show_json(trace: TraceFile, wanted: Wanted, follow: bool) -> None:
         sys.stdout.flush()
 
 
-def show_text(trace: TraceFile, wanted: Wanted, follow: bool) -> None:
+def show_text(trace: TraceFile, wanted: Wanted, follow: CtrlC | None) -> None:
     """Print a trace entry by entry, for people, and what had begun and is not over."""
     pairs = Pairs()
     heading = True
@@ -178,12 +199,9 @@ def show_text(trace: TraceFile, wanted: Wanted, follow: bool) -> None:
         print("# not over: " + trace_text.text_line(trace, event, None).strip())
 
 
-def write_chrome(trace: TraceFile, wanted: Wanted, follow: bool, path: str) -> None:
-    """Collect a trace, and write it when there is no more to come or Ctrl-C is pressed."""
-    events: list[Event] = []
-    with contextlib.suppress(KeyboardInterrupt):
-        for more in looks(trace, follow):
-            events += filter(wanted, more)
+def write_chrome(trace: TraceFile, wanted: Wanted, follow: CtrlC | None, path: str) -> None:
+    """Collect a trace, and write it when there is no more to come."""
+    events = [event for more in looks(trace, follow) for event in more if wanted(event)]
     if path == "-":
         trace_chrome.write(trace, events, sys.stdout)
         return
@@ -202,17 +220,19 @@ def open_output(path: str) -> TextIO:
 
 def show(options: argparse.Namespace) -> None:
     """Do what the arguments say.  Fails: TraceError, OSError of the output."""
-    with chosen(options) as trace:
+    with contextlib.ExitStack() as held:
+        follow = held.enter_context(CtrlC()) if options.follow else None
+        trace = held.enter_context(chosen(options))
         if not (options.file or trace.runs()):
             print(f"vhostrt-trace: process {trace.pid} has ended, this is what it left",
                   file=sys.stderr)
         wanted = filter_of(options, trace)
         if options.chrome is not None:
-            write_chrome(trace, wanted, options.follow, options.chrome)
+            write_chrome(trace, wanted, follow, options.chrome)
         elif options.json:
-            show_json(trace, wanted, options.follow)
+            show_json(trace, wanted, follow)
         else:
-            show_text(trace, wanted, options.follow)
+            show_text(trace, wanted, follow)
 
 
 def main(words: list[str] | None = None) -> int:
@@ -223,10 +243,10 @@ def main(words: list[str] | None = None) -> int:
     except TraceError as error:
         print(f"vhostrt-trace: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 0                        # the usual end of --follow
     except BrokenPipeError:
         return 0                        # who reads has seen enough
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except OSError as error:
         print(f"vhostrt-trace: the output cannot be written: {error.strerror}", file=sys.stderr)
         return 1
