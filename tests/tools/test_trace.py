@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import pytest
 
@@ -129,11 +130,67 @@ def test_chrome_when_an_end_was_lost(folder, run):
     assert all(event["args"].get("unfinished") for event in events if event["ph"] in "eX")
 
 
+def picture(text):
+    """Return the titles of a picture's bars, and its other texts."""
+    root = ElementTree.fromstring(text)
+    name = "{http://www.w3.org/2000/svg}"
+    bars = [bar.findtext(f"{name}title") for bar in root.iter(f"{name}rect")]
+    return ([title.split("\n") for title in bars if title],
+            [one.text for one in root.iter(f"{name}text")])
+
+
+def test_svg(path, run):
+    status, out, _ = run("--svg", "-")
+    bars, texts = picture(out)
+    assert status == 0
+    read, write, nap = sorted(bars)
+    assert read[0].startswith("io READ, ") and read[1:] == [
+        "control", "blocks=8", "type=READ", "rc=0"]
+    assert write[0].startswith("io WRITE, ") and write[0].endswith(", not over")
+    assert nap[0].startswith("nap, ") and nap[2:] == ["events=2"]
+    assert {"control: io", "control: nap", "io READ", "io WRITE", "0 us"} <= set(texts)
+
+
+def test_svg_of_more_than_fits(folder, run):
+    """Rows are used again when what was in them is over; what finds no row is counted."""
+    with tracing(folder, entries=256) as made:
+        module.set_mask("sample", ALL)
+        for _ in range(2):
+            for n in range(30):
+                mark("IO_START", n)
+            for n in range(30):
+                mark("IO_DONE", n)
+        bars, texts = picture(run("-f", made, "--svg", "-")[1])
+    assert len(bars) == 48 and "and 12 more at the same times" in texts
+
+
+def test_svg_of_a_hostile_name(folder, run):
+    with tracing(folder, owners=[(1, "</title><script>&")]) as made:
+        module.set_mask("sample", ALL)
+        mark("IO_START")
+        with trace_file.open_trace(made) as found:
+            at = found.rings[0].at + 4096
+        with open(made, "r+b") as file:
+            file.seek(at + 24)          # the owner of the first entry
+            file.write(b"\1\0\0\0")
+        bars, _ = picture(run("-f", made, "--svg", "-")[1])
+    assert bars[0][1] == "</title><script>&"
+
+
+def test_a_part_of_the_time(path, run):
+    times = [json.loads(line)["us"] for line in run("--json")[1].splitlines()]
+    for words, kept in ((["--from", times[2] - 0.0005], 5), (["--to", times[1] + 0.0005], 2),
+                        (["--from", times[1] - 0.0005, "--to", times[4] + 0.0005], 4),
+                        (["--from", times[-1] + 1], 0)):
+        assert run("--json", *words)[1].count("\n") == kept
+
+
 def test_a_trace_without_entries(folder, run):
     with tracing(folder) as made:
         assert run("-f", made)[1].count("\n") == 3
         assert run("-f", made, "--json")[:2] == (0, "")
         document = json.loads(run("-f", made, "--chrome", "-")[1])
+        assert picture(run("-f", made, "--svg", "-")[1]) == ([], [])
     assert {event["ph"] for event in document["traceEvents"]} == {"M"}
 
 
@@ -172,7 +229,9 @@ def test_what_cannot_be_shown(path, run, words, sentence):
     (["-p"], "-p/--pid"), (["--lcore", "3-1"], "range '3-1'"), (["--lcore", ""], "--lcore"),
     (["--group", ""], "--group"), (["--group", "a,,b"], "''"), (["--tpoint", "a b"], "'a b'"),
     (["-f", ""], "path is empty"), (["--nope"], "--nope"), (["word"], "word"),
-    (["-p", "1", "-i", "2"], "not allowed with"), (["--json", "--chrome", "x"], "not allowed with"),
+    (["--from", "x"], "'x' is not a time"), (["--to", "-1"], "--to"), (["--to", "inf"], "'inf'"),
+    (["-p", "1", "-i", "2"], "not allowed with"), (["--from", "nan"], "'nan' is not a time"),
+    (["--json", "--chrome", "x"], "not allowed with"),
 ])
 def test_bad_arguments(run, capsys, words, sentence):
     with pytest.raises(SystemExit) as end:

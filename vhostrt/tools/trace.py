@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn, TextIO
 
 from vhostrt import stdio, values
-from vhostrt.tools import trace_chrome, trace_file, trace_text
+from vhostrt.tools import trace_chrome, trace_file, trace_svg, trace_text
 from vhostrt.tools.trace_file import CONTROL, Event, TraceError, TraceFile, open_trace
 from vhostrt.tools.trace_pairs import Pairs
 
@@ -49,6 +49,17 @@ def read_words(text: str) -> tuple[str, ...]:
     return values.read_names(text)
 
 
+def read_us(text: str) -> float:
+    """Read a time, as the first column of a trace has it."""
+    try:
+        us = float(text)
+    except ValueError:
+        us = -1.0
+    if not 0 <= us < float("inf"):
+        raise ValueError(f"{values.shown(text)} is not a time in microseconds")
+    return us
+
+
 def arguments() -> Parser:
     """Return the command line's parser."""
     parser = Parser(prog="vhostrt-trace", allow_abbrev=False, description="Show what a vhostrt "
@@ -65,8 +76,14 @@ def arguments() -> Parser:
     form.add_argument("--json", action="store_true", help="one JSON object a line")
     form.add_argument("--chrome", type=reader(values.read_path), metavar="FILE",
                       help="write a file (- for stdout) for chrome://tracing or Perfetto")
+    form.add_argument("--svg", type=reader(values.read_path), metavar="FILE",
+                      help="write a picture (- for stdout)")
     parser.add_argument("--follow", action="store_true",
                         help="go on until Ctrl-C or the end of the process")
+    parser.add_argument("--from", type=reader(read_us), metavar="US", dest="first", default=0.0,
+                        help="only from this time on, microseconds")
+    parser.add_argument("--to", type=reader(read_us), metavar="US", dest="last",
+                        default=float("inf"), help="only up to this time, microseconds")
     parser.add_argument("--lcore", type=reader(read_lcores), metavar="LIST",
                         help="only these cores: 0,2-3; ctrl for the control thread")
     parser.add_argument("--group", type=reader(read_words), metavar="NAMES",
@@ -118,13 +135,14 @@ def filter_of(options: argparse.Namespace, trace: TraceFile) -> Wanted:
     none."""
     groups = known(options.group, set(trace.groups), "group")
     points = known(options.tpoint, {point.name for point in trace.points.values()}, "point")
-    lcores = options.lcore
+    lcores, first, last = options.lcore, options.first, options.last
     if lcores is not None and not lcores & {ring.lcore for ring in trace.rings}:
         raise TraceError("no core of the list is in the trace, which has "
                          + ", ".join(trace_text.core_name(ring.lcore) for ring in trace.rings))
     return lambda event: ((lcores is None or event.lcore in lcores)
                           and (groups is None or event.point.group in groups)
-                          and (points is None or event.point.name in points))
+                          and (points is None or event.point.name in points)
+                          and first <= max(0.0, trace.us(event.tsc)) <= last)
 
 
 def known(words: tuple[str, ...] | None, there: set[str], what: str) -> set[str] | None:
@@ -199,14 +217,15 @@ def show_text(trace: TraceFile, wanted: Wanted, follow: CtrlC | None) -> None:
         print("# not over: " + trace_text.text_line(trace, event, None).strip())
 
 
-def write_chrome(trace: TraceFile, wanted: Wanted, follow: CtrlC | None, path: str) -> None:
-    """Collect a trace, and write it when there is no more to come."""
+def write_file(trace: TraceFile, wanted: Wanted, follow: CtrlC | None, path: str,
+               write: Callable[[TraceFile, list[Event], TextIO], None]) -> None:
+    """Collect a trace, and write it as one document when there is no more to come."""
     events = [event for more in looks(trace, follow) for event in more if wanted(event)]
     if path == "-":
-        trace_chrome.write(trace, events, sys.stdout)
+        write(trace, events, sys.stdout)
         return
     with open_output(path) as file:
-        trace_chrome.write(trace, events, file)
+        write(trace, events, file)
     print(f"{len(events)} entries written to {path}", file=sys.stderr)
 
 
@@ -228,7 +247,9 @@ def show(options: argparse.Namespace) -> None:
                   file=sys.stderr)
         wanted = filter_of(options, trace)
         if options.chrome is not None:
-            write_chrome(trace, wanted, follow, options.chrome)
+            write_file(trace, wanted, follow, options.chrome, trace_chrome.write)
+        elif options.svg is not None:
+            write_file(trace, wanted, follow, options.svg, trace_svg.write)
         elif options.json:
             show_json(trace, wanted, follow)
         else:
