@@ -4,7 +4,7 @@ The words that a point tells are read from memory that the loop has just written
 request are.
 """
 from libc.stdint cimport uint32_t, uint64_t
-from vhostrt.base.atomics cimport load_relaxed_u64, store_relaxed_u64
+from vhostrt.base.atomics cimport store_relaxed_u64
 from vhostrt.event.trace cimport trace
 
 from vhostrt.event import trace as tracing

@@ -83,13 +83,13 @@ cdef run_on(int where, uint64_t from_, uint64_t count):
         lcore_wait(where, &ret)
 
 
-def numbers(events, lcore):
+def numbers(events, where):
     """Return the objects of the events of an lcore, after a check that each is whole."""
     for event in events:
         n = event.object
         assert event.size == n & 0xffffffff
         assert event.words == (n, n * 3 % 2**64, n * 5 % 2**64, n * 7 % 2**64)
-    return [event.object for event in events if event.lcore == lcore]
+    return [event.object for event in events if event.lcore == where]
 
 
 def test_a_point_that_is_off_writes_nothing(tmp_path):

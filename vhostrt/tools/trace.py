@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from vhostrt import stdio, values
 from vhostrt.tools import trace_chrome, trace_file, trace_svg, trace_text
@@ -27,9 +27,9 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"vhostrt-trace: {message}\nTry 'vhostrt-trace --help'.\n")
 
 
-def reader(read: Callable) -> Callable:
+def reader(read: Callable[[str], Any]) -> Callable[[str], Any]:
     """Make a reader of values one whose sentence argparse shows."""
-    def checked(text: str):
+    def checked(text: str) -> Any:
         try:
             return read(text)
         except ValueError as error:
@@ -43,10 +43,6 @@ def read_lcores(text: str) -> frozenset[int]:
     cores = {CONTROL} if "ctrl" in words else set()
     rest = [word for word in words if word != "ctrl"]
     return frozenset(cores | set(values.read_list(",".join(rest)) if rest else ()))
-
-
-def read_words(text: str) -> tuple[str, ...]:
-    return values.read_names(text)
 
 
 def read_us(text: str) -> float:
@@ -86,9 +82,9 @@ def arguments() -> Parser:
                         default=float("inf"), help="only up to this time, microseconds")
     parser.add_argument("--lcore", type=reader(read_lcores), metavar="LIST",
                         help="only these cores: 0,2-3; ctrl for the control thread")
-    parser.add_argument("--group", type=reader(read_words), metavar="NAMES",
+    parser.add_argument("--group", type=reader(values.read_names), metavar="NAMES",
                         help="only these groups, a comma list")
-    parser.add_argument("--tpoint", type=reader(read_words), metavar="NAMES",
+    parser.add_argument("--tpoint", type=reader(values.read_names), metavar="NAMES",
                         help="only these trace points, a comma list")
     return parser
 

@@ -179,7 +179,7 @@ class TraceFile:
             answer = fcntl.fcntl(self.fd, fcntl.F_OFD_GETLK, asked)
         except OSError:
             return False
-        return FLOCK.unpack(answer)[0] != fcntl.F_UNLCK
+        return bool(FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
     def points_on(self) -> list[str]:
         """Return what is traced now, each as -e of vhostrt takes it."""
@@ -211,7 +211,7 @@ class TraceFile:
             yield Event(tsc, ring.lcore, self.point(tpoint), self.owner(ring.lcore, owner), obj,
                         size, tuple(words))
 
-    def read_ring(self, ring: Ring) -> Iterator[tuple]:
+    def read_ring(self, ring: Ring) -> Iterator[tuple[int, ...]]:
         """Yield the entries (as ENTRY unpacks them) of a ring that are whole, oldest first."""
         _, _, cleared, end = RING.unpack(self.copy(RING.size, ring.at, "a ring"))
         first = max(ring.next, cleared)
@@ -229,7 +229,8 @@ class TraceFile:
                     else:
                         ring.lost += 1
 
-    def copy_entries(self, ring: Ring, start: int, end: int) -> Iterator[tuple]:
+    def copy_entries(self, ring: Ring, start: int,
+                     end: int) -> Iterator[tuple[int, bytes, list[int]]]:
         """Yield (stamp, copy of some entries, the stamps they have afterwards) for a range.
 
         An entry is whole if its stamp before and after is the one of its lap: a writer that came
@@ -293,7 +294,7 @@ class TraceFile:
         if end > size:
             raise TraceError(f"{self.path!a} has {size} bytes and speaks of {end}: it was cut "
                              "short")
-        self.rings = [Ring(*RING.unpack(self.copy(RING.size, at, "a ring"))[:1], at)
+        self.rings = [Ring(RING.unpack(self.copy(RING.size, at, "a ring"))[0], at)
                       for at in range(rings_at, rings_at + rings * stride, stride)]
         if len({ring.lcore for ring in self.rings}) != rings:
             raise self.wrong("two of its rings are of one core")

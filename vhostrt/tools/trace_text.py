@@ -1,6 +1,7 @@
 """A trace as lines: for people, and as JSON for programs."""
 import datetime
 import json
+from typing import Any
 
 from vhostrt.tools.trace_file import CONTROL, Event, TraceFile
 
@@ -42,9 +43,10 @@ def json_line(trace: TraceFile, event: Event, begun: Event | None) -> str:
     us, tsc; lcore (null: the control thread); owner, group, point; object, hexadecimal, where the
     point has one, and its kind; args; took_us where it ends something.
     """
-    said = {"us": round(trace.us(event.tsc), 3), "tsc": event.tsc,
-            "lcore": None if event.lcore == CONTROL else event.lcore, "owner": event.owner,
-            "group": event.point.group, "point": event.point.name}
+    said: dict[str, Any] = {
+        "us": round(trace.us(event.tsc), 3), "tsc": event.tsc,
+        "lcore": None if event.lcore == CONTROL else event.lcore, "owner": event.owner,
+        "group": event.point.group, "point": event.point.name}
     if event.point.object:
         said |= {"object": f"{event.object:#x}", "kind": event.point.object}
     said["args"] = event.arguments()

@@ -118,7 +118,8 @@ Point = namedtuple("Point", "number name args object role size", defaults=((), "
 Point.__doc__ = """A trace point: `number` in its group (int), `name` (str), and what it tells.
 
 args: up to 4 pairs (name, kind); kind is "int", "signed", "hex", "text" (8 characters in a word) or
-names by value, "READ|WRITE||FLUSH".  size: name of the size, "" without.  object: kind of the object (str).
+names by value, "READ|WRITE||FLUSH".  size: name of the size, "" without.  object: kind of the
+object (str).
 role: "begin" and "end" of what is under way between two points of the same kind of object;
 "enter" and "leave" the same, where nothing of it can overlap on a core; "" for a moment.
 """
