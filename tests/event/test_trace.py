@@ -29,6 +29,8 @@ def registry(monkeypatch):
     ("a", 1, [Point(64, "NEW")], "NEW"), ("a", 1, [Point(-1, "NEW")], "NEW"),
     ("a", 1, [Point(0, "NEW", FIVE)], "NEW"), ("a", 1, [Point(0, "NEW", role="start")], "NEW"),
     ("a", 1, [Point(0, "NEW"), Point(0, "OTHER")], "OTHER"),
+    ("a", 1, [Point(0, "NEW", role="span")], "duration"),
+    ("a", 1, [Point(0, "NEW", (("n", "int"), ("t", "ticks")), role="span")], "duration"),
 ])
 def test_what_cannot_be_registered(registry, group, number, points, word):
     with pytest.raises(ValueError, match=word):

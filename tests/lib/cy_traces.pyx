@@ -5,7 +5,7 @@ from vhostrt.event.trace cimport TRACE_POINTS, trace_on, trace_record
 from vhostrt.event import trace as module
 
 NUMBER = 29
-NAMES = ["MOMENT", "IO_START", "IO_DONE", "NAP", "WAKE"]
+NAMES = ["MOMENT", "IO_START", "IO_DONE", "NAP", "WAKE", "PASS"]
 
 module.register("sample", NUMBER, [
     module.Point(0, "MOMENT", (("count", "int"), ("rc", "signed"), ("at", "hex"),
@@ -14,6 +14,7 @@ module.register("sample", NUMBER, [
     module.Point(2, "IO_DONE", (("rc", "signed"),), "io", "end"),
     module.Point(3, "NAP", (), "nap", "enter"),
     module.Point(4, "WAKE", (("events", "int"),), "nap", "leave"),
+    module.Point(5, "PASS", (("took", "ticks"), ("polls", "int")), "pass", "span"),
 ])
 
 

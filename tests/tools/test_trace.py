@@ -10,6 +10,7 @@ import pytest
 
 from tests.lib.cy_traces import mark
 from tests.lib.traces import tracing
+from vhostrt.base.ticks import hz
 from vhostrt.event import trace as module
 from vhostrt.tools import trace, trace_file
 from vhostrt.tracing import lock
@@ -149,6 +150,24 @@ def test_svg(path, run):
     assert write[0].startswith("io WRITE, ") and write[0].endswith(", not over")
     assert nap[0].startswith("nap, ") and nap[2:] == ["events=2"]
     assert {"control: io", "control: nap", "io READ", "io WRITE", "0 us"} <= set(texts)
+
+
+def test_a_span_is_one_entry(folder, run):
+    with tracing(folder) as made:
+        module.set_mask("sample", ALL)
+        mark("MOMENT")
+        mark("PASS", 1, 0, hz() // 1000, 5)
+        mark("PASS", 1, 0, ALL, 6)
+        text = run("-f", made)[1].splitlines()
+        row = json.loads(run("-f", made, "--json", "--tpoint", "PASS")[1].splitlines()[0])
+        events = json.loads(run("-f", made, "--chrome", "-")[1])["traceEvents"]
+        bars, _ = picture(run("-f", made, "--svg", "-")[1])
+    assert text[5].endswith("pass=0x1 polls=5 took=1000.000us") and "not over" not in text[-1]
+    assert (row["took_us"], row["args"]) == (1000.0, {"polls": 5})
+    bar = of_phase(events, "X")[0]
+    assert bar["dur"] == 1000.0 and abs(bar["ts"] + 1000 - row["us"]) < 0.002
+    assert bar["name"] == "control"
+    assert ["control, 1000.000 us", "control", "polls=5"] in bars
 
 
 def test_svg_of_more_than_fits(folder, run):

@@ -110,7 +110,10 @@ class Chrome:
 
 
 def label(event: Event) -> str:
-    """Return what a pair is called: its kind, and the first argument that has a name, as "read"."""
+    """Return what a bar is called: its kind, and the first argument that has a name, as "read"; a
+    span by whose it is."""
+    if event.point.role == "span":
+        return event.owner
     for argument, word in zip(event.point.args, event.words, strict=False):
         if argument.names:
             return f"{event.point.object} {argument.value(word)}"

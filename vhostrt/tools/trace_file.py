@@ -68,7 +68,8 @@ class DescriptionText(msgspec.Struct):
 
 @dataclass(slots=True, frozen=True)
 class Argument:
-    """One word of an entry.  kind: "int", "signed", "hex" or "text"; names: by value, else ()."""
+    """One word of an entry.  kind: "int", "signed", "hex", "text" or "ticks"; names: by value, or
+    ()."""
 
     name: str
     kind: str
@@ -111,10 +112,11 @@ class Event(NamedTuple):
     words: tuple[int, ...]
 
     def arguments(self) -> dict[str, int | str]:
-        """Return the size and the arguments by name."""
+        """Return the size and the arguments by name, but for the duration of a span."""
         found: dict[str, int | str] = {self.point.size: self.size} if self.point.size else {}
         for argument, word in zip(self.point.args, self.words, strict=False):
-            found[argument.name] = argument.value(word)
+            if argument.kind != "ticks":
+                found[argument.name] = argument.value(word)
         return found
 
 

@@ -2,6 +2,7 @@
 
 Points say by their role whether they begin or end something: a request between "begin" and "end" is
 told by its kind and its number; what a core is in between "enter" and "leave" is told by the core.
+A "span" is one entry, written at its end.
 """
 from vhostrt.tools.trace_file import Event
 
@@ -30,4 +31,6 @@ class Pairs:
             self.open[key_of(event)] = event
         elif event.point.role in ENDS:
             return self.open.pop(key_of(event), None)
+        elif event.point.role == "span":
+            return event._replace(tsc=event.tsc - event.words[0])
         return None

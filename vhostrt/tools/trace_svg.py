@@ -77,7 +77,8 @@ class Picture:
     def bar(self, span: Span) -> None:
         """Draw one span, with what it says when the pointer is on it."""
         name = label(span.begun)
-        x, end = self.x(span.begun.tsc), self.x(span.ended.tsc)
+        # A span that is one entry may have begun before the first one.
+        x, end = max(self.x(span.begun.tsc), LEFT), self.x(span.ended.tsc)
         took = (span.ended.tsc - span.begun.tsc) * 1e6 / self.trace.tsc_hz
         words = span.begun.arguments() | (span.ended.arguments() if span.over else {})
         said = [f"{name}, {took:.3f} us" + ("" if span.over else ", not over"), span.begun.owner,

@@ -111,7 +111,7 @@ g_groups = {}                           # name -> Group; written by register
 
 ENTRIES = 32768                         # of a ring, when nobody says how many
 ENTRIES_MAX = 1 << 24                   # 1 GiB
-ROLES = ("", "begin", "end", "enter", "leave")
+ROLES = ("", "begin", "end", "enter", "leave", "span")
 
 Group = namedtuple("Group", "name number points")       # points: list of Point
 Point = namedtuple("Point", "number name args object role size", defaults=((), "", "", ""))
@@ -121,7 +121,8 @@ args: up to 4 pairs (name, kind); kind is "int", "signed", "hex", "text" (8 char
 names by value, "READ|WRITE||FLUSH".  size: name of the size, "" without.  object: kind of the
 object (str).
 role: "begin" and "end" of what is under way between two points of the same kind of object;
-"enter" and "leave" the same, where nothing of it can overlap on a core; "" for a moment.
+"enter" and "leave" the same, where nothing of it can overlap on a core; "span" for what is told
+when it is over, with its duration in the first argument, of the kind "ticks"; "" for a moment.
 """
 
 
@@ -195,6 +196,8 @@ def register(str group not None, int number, points) -> None:
             raise ValueError(f"trace point {point.name}: number or name is taken in {group}")
         if len(point.args) > ARGS or point.role not in ROLES:
             raise ValueError(f"trace point {point.name}: too many arguments, or an unknown role")
+        if point.role == "span" and [kind for _, kind in point.args[:1]] != ["ticks"]:
+            raise ValueError(f"trace point {point.name}: its first argument is no duration")
         known.points.append(point)
     known.points.sort()
     g_groups[group] = known
