@@ -237,7 +237,7 @@ def test_a_file_that_is_cut_short_costs_the_trace_alone(tmp_path, two):
 def test_no_trace_ends_while_an_lcore_runs(tmp_path, two):
     cdef work_t w
     cdef int ret
-    w.from_, w.count, w.go_on, w.began = 0, 0, 1, 0
+    w.from_, w.count, w.go_on, w.began = 0, 1, 1, 0
     with tracing(tmp_path, [0, 1], ENTRIES) as path:
         module.set_mask("test", UINT64_MAX)
         assert lcore_launch(0, trace_numbers, &w) == 0
