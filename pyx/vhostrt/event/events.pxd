@@ -12,6 +12,7 @@ from vhostrt.base.atomics cimport fetch_add_u64, load_relaxed_u32, store_relaxed
 from vhostrt.env.lcore cimport LCORE_NONE
 from vhostrt.env.mempool cimport mempool_cache, mempool_cache_t, mempool_get_one, mempool_put
 from vhostrt.env.ring cimport ring_count, ring_mp_enqueue, ring_sc_dequeue
+from vhostrt.event.loop_trace cimport traced_event
 from vhostrt.event.pools cimport pool_low
 from vhostrt.event.reactor cimport (EVENT_RING_SLOTS, REACTOR_STOPPED, event_fn, event_t,
                                     reactor_current, reactor_of, reactor_t, reactor_wake)
@@ -172,15 +173,20 @@ cdef inline void events_unkeep(reactor_t *r) noexcept nogil:
         mempool_put(r.pool, <uint32_t>LCORE_NONE, <void **>&event, 1)
 
 
-cdef inline void event_run(reactor_t *r, event_t *event) noexcept nogil:
-    if likely(event.pooled):
+cdef inline void event_run(reactor_t *r, event_t *event, bint traced) noexcept nogil:
+    cdef uint32_t pooled = event.pooled
+    if traced:
+        traced_event(event)
+        if pooled:
+            event_keep(r, event)
+    elif likely(pooled):
         event.fn(event.arg1, event.arg2)
         event_keep(r, event)
     else:
         event.fn(event.arg1, event.arg2)        # the sender may free it at once
 
 
-cdef inline uint32_t run_own(reactor_t *r, uint32_t most) noexcept nogil:
+cdef inline uint32_t run_own(reactor_t *r, uint32_t most, bint traced) noexcept nogil:
     """Run up to `most` of the events that were in the reactor's own list; return how many."""
     cdef event_t *event
     cdef uint32_t n = min(r.own_count, most)
@@ -190,31 +196,32 @@ cdef inline uint32_t run_own(reactor_t *r, uint32_t most) noexcept nogil:
         event = r.own_first
         r.own_first = event.next
         r.own_count -= 1
-        event_run(r, event)
+        event_run(r, event, traced)
     return n
 
 
-cdef inline uint32_t run_sent(reactor_t *r, uint32_t most) noexcept nogil:
+cdef inline uint32_t run_sent(reactor_t *r, uint32_t most, bint traced) noexcept nogil:
     """Run up to `most` of the events that others have sent; return how many."""
     cdef event_t *batch[EVENT_BATCH]
     cdef uint32_t n = ring_sc_dequeue(r.events, <void **>batch, most)
     cdef uint32_t i
     for i in range(n):
-        event_run(r, batch[i])
+        event_run(r, batch[i], traced)
     return n
 
 
-cdef inline uint32_t run_events(reactor_t *r) noexcept nogil:
+cdef inline uint32_t run_events(reactor_t *r, bint traced) noexcept nogil:
     """Run one batch; an event sent by one of them is not part of it.  Return how many ran.
 
-    Where the reactor's own events and those of others compete, each have half of it.
+    Where the reactor's own events and those of others compete, each have half of it.  traced: a
+    constant; what is True is in a function of its own, run_events_traced.
     """
     cdef uint32_t n
     if r.own_count == 0:
-        n = run_sent(r, EVENT_BATCH)
+        n = run_sent(r, EVENT_BATCH, traced)
     else:
-        n = run_sent(r, EVENT_BATCH // 2) if ring_count(r.events) else 0
-        n += run_own(r, EVENT_BATCH - n)
+        n = run_sent(r, EVENT_BATCH // 2, traced) if ring_count(r.events) else 0
+        n += run_own(r, EVENT_BATCH - n, traced)
     if n:
         store_relaxed_u64(&r.events_run, r.events_run + n)
     return n

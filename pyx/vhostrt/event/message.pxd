@@ -10,6 +10,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from vhostrt.base.atomics cimport (exchange_ptr, load_acquire_ptr, load_relaxed_ptr,
                                    store_relaxed_u64, store_release_ptr)
 from vhostrt.env.mempool cimport mempool_put
+from vhostrt.event.loop_trace cimport traced_message
 from vhostrt.event.reactor cimport msg_fn, msg_t, reactor_t, thread_t
 
 cdef enum:
@@ -57,8 +58,11 @@ cdef inline bint has_messages(thread_t *thread) noexcept nogil:
             or load_relaxed_ptr(&thread.critical) is not NULL)
 
 
-cdef inline uint32_t run_messages(reactor_t *r, thread_t *thread) noexcept nogil:
-    """Run the critical message and one batch of the others; return how many ran."""
+cdef inline uint32_t run_messages(reactor_t *r, thread_t *thread, bint traced) noexcept nogil:
+    """Run the critical message and one batch of the others; return how many ran.
+
+    traced: as in run_events.
+    """
     cdef void *batch[MSG_BATCH]
     cdef msg_t *msg
     cdef void *critical
@@ -77,7 +81,11 @@ cdef inline uint32_t run_messages(reactor_t *r, thread_t *thread) noexcept nogil
         if msg.pooled:
             batch[pooled] = msg
             pooled += 1
-        msg.fn(msg.ctx)                 # a message of the sender's own may be freed by this
+        # A message of the sender's own may be freed by this.
+        if traced:
+            traced_message(msg)
+        else:
+            msg.fn(msg.ctx)
     if pooled:
         mempool_put(r.msg_pool, r.lcore, batch, pooled)
     ran += n

@@ -127,6 +127,7 @@ cdef struct reactor_t:
     thread_t *thread            # the one that is being polled
     uint32_t thread_count
     deferred_t *deferred
+    bint traced                 # points of the loop are on, as of the last look at the timers
     event_t *own_first          # events to itself, oldest first
     event_t *own_last
     uint32_t own_count

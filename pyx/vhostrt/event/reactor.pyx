@@ -11,6 +11,7 @@ import atexit
 import os
 import time
 
+from cython cimport unlikely
 from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from posix.unistd cimport write
@@ -25,9 +26,13 @@ from vhostrt.env.memory cimport env_free, env_zalloc
 from vhostrt.env.mempool cimport mempool_t
 from vhostrt.env.ring cimport RING_MP_SC, ring_count, ring_create, ring_free
 from vhostrt.event.events cimport event_call_on, events_unkeep, run_events
+from vhostrt.event.loop_trace cimport (REACTOR_ATTACH, REACTOR_DETACH, run_events_traced,
+                                       run_messages_traced, trace_busy)
 from vhostrt.event.message cimport run_messages
 from vhostrt.event.poller cimport run_active, run_timers
 from vhostrt.event.pools cimport pool_create, pool_free
+from vhostrt.event.trace cimport (TRACE_REACTOR, TRACE_THREAD, trace, trace_any,
+                                  trace_owner_by)
 from vhostrt.event.watch cimport reactor_sleep, unwatch
 
 from vhostrt.event import pools
@@ -79,6 +84,12 @@ cdef reactor_t *reactor_current() noexcept nogil:
     return <reactor_t *>g_current
 
 
+cdef uint32_t polled_thread() noexcept nogil:
+    """Return the id of the light thread that the calling reactor polls, or 0."""
+    cdef reactor_t *r = <reactor_t *>g_current
+    return 0 if r is NULL or r.thread is NULL else <uint32_t>r.thread.id
+
+
 cdef mempool_t *reactor_msg_pool() noexcept nogil:
     """Return the pool of messages, or NULL when there are no reactors."""
     return g_messages
@@ -116,6 +127,7 @@ cdef void thread_attach(reactor_t *r, thread_t *thread) noexcept nogil:
         thread.prev.next = thread
         r.threads.prev = thread
     r.thread_count += 1
+    trace(REACTOR_ATTACH, thread, 0, thread.id)
 
 
 cdef void unwatch_all(poller_t *first) noexcept nogil:
@@ -135,6 +147,7 @@ cdef void thread_detach(thread_t *thread) noexcept nogil:
     """
     cdef reactor_t *r = thread.reactor
     check(r is not NULL and r.thread is not thread)
+    trace(REACTOR_DETACH, thread, 0, thread.id)
     unwatch_all(thread.active)
     unwatch_all(thread.paused)
     r.thread_count -= 1
@@ -159,7 +172,8 @@ cdef inline bint run_thread(reactor_t *r, thread_t *thread, bint timers_too) noe
     """Poll one thread; return whether it did any work."""
     cdef bint busy
     r.thread = thread
-    busy = run_messages(r, thread) > 0
+    busy = (run_messages_traced(r, thread) if unlikely(r.traced)
+            else run_messages(r, thread, False)) > 0
     busy |= run_active(thread)
     if timers_too and thread.timer_due <= r.now:
         busy |= run_timers(thread, r.now)
@@ -183,6 +197,8 @@ cdef inline bint run_threads(reactor_t *r, bint timers_too) noexcept nogil:
             busy = True
             now = ticks_now()
             store_relaxed_u64(&thread.busy_ticks, thread.busy_ticks + now - accounted)
+            if unlikely(r.traced):
+                trace_busy(r, thread, now - accounted)
             r.stamp = accounted = now
         thread = r.cursor
     return busy
@@ -239,7 +255,9 @@ cdef inline bint reactor_iterate(reactor_t *r) noexcept nogil:
     cdef bint timers_too = r.timer_countdown == 0
     r.timer_countdown = TIMER_ITERATIONS - 1 if timers_too else r.timer_countdown - 1
     r.stamp = 0
-    busy = run_events(r) > 0
+    if timers_too:
+        r.traced = trace_any(TRACE_REACTOR) or trace_any(TRACE_THREAD)
+    busy = (run_events_traced(r) if unlikely(r.traced) else run_events(r, False)) > 0
     busy |= run_threads(r, timers_too)
     if r.deferred is not NULL:
         run_deferred(r)
@@ -268,7 +286,7 @@ cdef int reactor_loop(void *arg) noexcept nogil:
         else:
             reactor_idle(r)
     # Nothing that was taken is dropped: run what is left, and what that sends.
-    while run_events(r) or r.deferred is not NULL or ring_count(r.events):
+    while run_events(r, False) or r.deferred is not NULL or ring_count(r.events):
         run_deferred(r)
     g_current = NULL
     store_release_u32(<uint32_t *>&r.state, REACTOR_STOPPED)
@@ -529,3 +547,6 @@ def idle_of(uint32_t lcore) -> str:
     if r is NULL:
         raise KeyError(lcore)
     return next(name for name, n in IDLE_POLICIES.items() if n == load_relaxed_u32(&r.idle_policy))
+
+
+trace_owner_by(polled_thread)

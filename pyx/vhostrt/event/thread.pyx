@@ -13,6 +13,8 @@ from vhostrt.base.ticks cimport ticks_now
 from vhostrt.event.control cimport call_on, call_t
 from vhostrt.event.reactor cimport thread_attach, thread_detach, thread_init, thread_t
 
+from vhostrt.event import trace as tracing
+
 cdef extern from "<stdlib.h>" nogil:
     void *aligned_alloc(size_t align, size_t size)
 
@@ -51,6 +53,7 @@ cdef class Thread:
         self.cpumask = None if cpumask is None else frozenset(cpumask)
         self.created = ticks_now()
         g_threads[self.t.id] = self
+        tracing.name_owner(self.t.id, name)
 
     def __dealloc__(self):
         free(self.t)

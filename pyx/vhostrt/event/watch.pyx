@@ -15,9 +15,11 @@ from vhostrt.base.atomics cimport (fence_full, load_relaxed_u32, store_relaxed_u
 from vhostrt.base.check cimport check
 from vhostrt.base.ticks cimport ticks_from_us, ticks_hz, ticks_now
 from vhostrt.env.ring cimport ring_count
+from vhostrt.event.loop_trace cimport REACTOR_SLEEP, REACTOR_WAKE
 from vhostrt.event.message cimport has_messages
 from vhostrt.event.reactor cimport (IDLE_INTERRUPT, POLLER_OFF, REACTOR_RUNNING, poller_t,
                                     reactor_t, thread_t)
+from vhostrt.event.trace cimport trace
 
 cdef extern from "vhostrt/event/watch.h" nogil:
     int watch_add "vh_watch_add"(int epoll_fd, int fd)
@@ -173,7 +175,9 @@ cdef void wait(reactor_t *r, uint64_t ticks) noexcept nogil:
     cdef uint64_t ns = UINT64_MAX
     if ticks != UINT64_MAX:
         ns = <uint64_t>(<double>ticks * NS_PER_S / ticks_hz())
+    trace(REACTOR_SLEEP, r)
     watch_wait(r.epoll_fd, ns)
+    trace(REACTOR_WAKE, r)
     store_relaxed_u64(&r.sleeps, r.sleeps + 1)
     if r.idle_policy == IDLE_INTERRUPT:
         adapt(r, ticks_now() - before)
