@@ -81,6 +81,40 @@ def test_requests_of_a_guest_as_they_went(place):
     assert not file_of(run).exists()
 
 
+def test_points_turned_on_while_a_guest_is_at_work(place):
+    """Threads that were there before the trace are named in it as those that come later."""
+    with serve(place) as run, Blk(place.sockets / "ram") as blk:
+        blk.request(IN, read=BLOCK)
+        assert not file_of(run).exists()
+        run.rpc("trace_enable_tpoint_group", name="vhost_blk")
+        run.rpc("trace_set_tpoint_mask", name="bdev", tpoint_mask=1)
+        blk.request(IN, read=BLOCK)
+        some_requests(place)
+        found = rows("-p", run.pid)
+        assert {row["point"] for row in found} == {"VHOST_BLK_POP", "VHOST_BLK_COMPLETE",
+                                                   "BDEV_IO_START"}
+        assert {row["owner"] for row in found} == {"ram.vq0"}
+        assert [row["args"]["type"] for row in found[:2]] == ["IN", "read"]
+        run.rpc("trace_disable_tpoint_group", name="all")
+        some_requests(place)
+        assert rows("-p", run.pid) == found
+        run.rpc("trace_clear")
+        assert rows("-p", run.pid) == []
+        run.stop()
+
+
+def test_what_the_reactors_do(place):
+    with serve(place, "-e", "reactor,thread", "--idle", "sleep") as run:
+        some_requests(place)
+        found = rows("-p", run.pid)
+        points = {row["point"] for row in found}
+        assert {"REACTOR_ATTACH", "REACTOR_EVENT", "REACTOR_EVENT_DONE", "REACTOR_SLEEP",
+                "REACTOR_WAKE", "THREAD_BUSY"} <= points
+        assert "ram.vq0" in {row["owner"] for row in found if row["point"] == "THREAD_BUSY"}
+        assert all("took_us" in row for row in found if row["point"] == "THREAD_BUSY")
+        run.stop()
+
+
 def test_what_is_said_at_the_start(place):
     with serve(place, "-e", "bdev") as run:
         said = run.said()
@@ -125,8 +159,8 @@ def test_a_process_that_was_killed(place):
     try:
         text = shown("-p", run.pid)
         assert f"process {run.pid}, which has ended" in text
-        found = rows("-p", run.pid, "--lcore", "0") if "core 0" in text else rows("-p", run.pid)
-        assert found[-1]["point"] == "VHOST_BLK_COMPLETE"
+        found = [row for row in rows("-p", run.pid) if row["lcore"] is not None]
+        assert found[-1]["point"] == "VHOST_BLK_COMPLETE" and len(found) == 16
         assert "16 entries, " in text and "older ones are overwritten" in text
     finally:
         file_of(run).unlink()
