@@ -13,7 +13,7 @@ from bench import cy_env_mempool
 
 COUNT = 8192
 CACHE = 512
-OBJECTS = 4_000_000
+CHUNK = 65536                   # objects of one call of the loop
 
 
 @pytest.fixture
@@ -35,4 +35,8 @@ def pool():
 @pytest.mark.parametrize("cached", [True, False], ids=["cached", "ring"])
 def bench_mempool(per_op, pool, cached, keep, bulk, constant):
     who = lcore.main() if cached else None
-    per_op(lambda n: cy_env_mempool.loop(pool, who, keep, bulk, constant, n // keep), OBJECTS)
+
+    def loop(objects):
+        for _ in range(objects // CHUNK):
+            cy_env_mempool.loop(pool, who, keep, bulk, constant, 0)
+    per_op(loop, 64 * CHUNK)

@@ -4,8 +4,8 @@
 
 A ratio above 1 means that DPDK takes longer. Each figure is the median of the runs, each ratio the
 median of the ratios of one run; which of the two goes first changes from run to run. On one core
-both are pinned to CPU 0, on ordinary pages, with as many iterations as DPDK's. Figures of a machine
-that does other things meanwhile differ by a factor of two; the ratios of many runs much less.
+both are pinned to CPU 0, on ordinary pages, for as many iterations, or as long, as DPDK. Figures
+of a machine that does other things meanwhile differ by a factor of two; ratios of many runs less.
 """
 import argparse
 import json
@@ -29,7 +29,6 @@ ACROSS_TIMES = 1 << 18
 BALLS = 20_000
 POOL = {(32, 1, False), (32, 1, True), (32, 32, False), (32, 32, True), (128, 1, False),
         (128, 32, False)}                               # objects kept, in bulks of, constant
-POOL_OBJECTS = 1 << 23
 KINDS = ["sp_sc", "mp_mc"]
 
 
@@ -42,9 +41,8 @@ def our_pools() -> dict:
     pool = Mempool(2 * 1024 - 1, 2048, cache=512)
     ticks = {}
     for keep, bulk, constant in POOL:
-        times = POOL_OBJECTS // keep
-        ticks[keep, bulk, constant] = cy_env_mempool.loop(pool, 0, keep, bulk, constant,
-                                                          times) / (times * keep)
+        ticks[keep, bulk, constant] = cy_env_mempool.loop(
+            pool, 0, keep, bulk, constant, dpdk_test.ROW_SECONDS * hz() // dpdk_test.SLOWER)
     pool.free()
     return ticks
 

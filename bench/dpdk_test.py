@@ -15,6 +15,7 @@ from pathlib import Path
 PROGRAM = "dpdk-test"
 WORDS = ["--no-huge", "-m", "1024", "--no-pci", "--no-telemetry", "--no-shconf"]
 SLOWER = 100
+ROW_SECONDS = 5                 # by its clock
 CLOCK = """
 #include <stdint.h>
 uint64_t rte_get_tsc_hz(void) { return %d; }
