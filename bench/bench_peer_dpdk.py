@@ -17,6 +17,7 @@ from pathlib import Path
 from vhostrt.base.ticks import hz
 from vhostrt.env import lcore, memory
 from vhostrt.env.mempool import Mempool
+from vhostrt.env.options import EnvOptions
 from vhostrt.env.ring import Ring
 
 from bench import cy_env_mempool, cy_env_ring, dpdk_test
@@ -101,7 +102,7 @@ def measure(runs: int, two_cores: bool) -> list[dict]:
     """Run both sides; the records of all rows."""
     clock = hz()
     allowed = os.sched_getaffinity(0)
-    memory.init(no_huge=True)
+    memory.init(EnvOptions(no_huge=True))
     try:
         lcore.init({0: sorted(allowed)})                # it lends its cache; its thread waits
         os.sched_setaffinity(0, {0})

@@ -9,6 +9,7 @@ from tests.lib.env_process import processes
 
 from vhostrt.env import memory, named_ring, tailq, zone
 from vhostrt.env.named_ring import NamedRing
+from vhostrt.env.options import EnvOptions
 
 WORDS = 20_000
 
@@ -85,7 +86,7 @@ def test_free_is_refused_while_others_look(rings):
     ("new", 2**24, errno.ENOMEM, "Cannot reserve memory"),
 ])
 def test_refused(clean, name, count, number, why):
-    memory.init(16 << 20, no_huge=True)
+    memory.init(EnvOptions(mem_size=16 << 20, no_huge=True))
     there = NamedRing("there", 8)
     before = (memory.stats()["blocks"], named_ring.rings())
     with pytest.raises(OSError, match=why) as refused:

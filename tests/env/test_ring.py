@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vhostrt.env import memory
+from vhostrt.env.options import EnvOptions
 from vhostrt.env.ring import Ring
 
 KINDS = ["mp_sc", "sp_sc", "mp_mc", "sp_mc"]
@@ -119,7 +120,7 @@ def test_kind_refused():
 
 def test_no_memory(heap):
     memory.fini()
-    memory.init(4 << 20, no_huge=True)
+    memory.init(EnvOptions(mem_size=4 << 20, no_huge=True))
     with pytest.raises(OSError, match="ring of 1048576 slots: Cannot reserve memory") as refused:
         Ring(2**20)
     assert refused.value.errno == errno.ENOMEM
