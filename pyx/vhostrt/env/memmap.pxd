@@ -29,7 +29,6 @@ cdef int map_free(map_t *m) noexcept nogil
 cdef int memmap_register(uintptr_t at, size_t size) noexcept nogil
 cdef int memmap_unregister(uintptr_t at, size_t size) noexcept nogil
 cdef bint memmap_registered(uintptr_t at, size_t size) noexcept nogil
-cdef int memmap_each(map_notify_fn fn, void *ctx) noexcept nogil
 
 
 cdef inline uint64_t map_translate(map_t *m, uintptr_t at) noexcept nogil:

@@ -240,20 +240,6 @@ cdef bint memmap_registered(uintptr_t at, size_t size) noexcept nogil:
     return found
 
 
-cdef int memmap_each(map_notify_fn fn, void *ctx) noexcept nogil:
-    """Call fn with added True for all that is registered, in maximal runs, up to its first error.
-
-    What it took before that error it is told the opposite of.  0, that error, or -EDEADLK: called
-    by a notify.
-    """
-    cdef int rc
-    if pthread_mutex_lock(&g_mutex) == EDEADLK:
-        return -EDEADLK
-    rc = replay(fn, ctx)
-    pthread_mutex_unlock(&g_mutex)
-    return rc
-
-
 cdef int copy_registered(runs_t *to) noexcept nogil:
     cdef bint locked = pthread_mutex_lock(&g_mutex) != EDEADLK
     cdef int rc = runs_copy(&g_runs, to)

@@ -38,6 +38,7 @@ cdef int table_check(uintptr_t at, size_t size) noexcept nogil
 cdef int table_set(table_t *t, uintptr_t at, size_t size, uint64_t value) noexcept nogil
 cdef int table_clear(table_t *t, uintptr_t at, size_t size) noexcept nogil
 cdef uint64_t table_run(table_t *t, uintptr_t at, size_t *size) noexcept nogil
+cdef uint64_t table_next(table_t *t, uintptr_t *at, size_t *size) noexcept nogil
 
 
 cdef inline uint64_t table_translate(table_t *t, uintptr_t at) noexcept nogil:

@@ -176,3 +176,17 @@ cdef uint64_t table_run(table_t *t, uintptr_t at, size_t *size) noexcept nogil:
     if not at >> 48 or value != t.none:
         size[0] = min(had, most)
     return value
+
+
+cdef uint64_t table_next(table_t *t, uintptr_t *at, size_t *size) noexcept nogil:
+    """Find the first run of pages that have a value, from the page *at on; return its value.
+
+    *at, *size: the run.  t.none: there is none below 2^48.
+    """
+    cdef uint64_t value = t.none
+    while value == t.none and not at[0] >> 48:
+        value = table_translate(t, at[0])
+        if value == t.none:
+            at[0] += rest_of(t, at[0])
+    size[0] = (1ULL << 48) - at[0] if value != t.none else 0
+    return table_run(t, at[0], size)
