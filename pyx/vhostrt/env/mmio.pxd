@@ -51,6 +51,7 @@ cdef extern from *:
 cdef struct bar_t:
     char *base                  # NULL once released
     size_t size
+    size_t skip                 # bytes of the mapping in front of base
     uint64_t physical           # UINT64_MAX when it is not known
     bar_t *next                 # in the list of those that are mapped
 

@@ -56,7 +56,7 @@ cdef void unmap(bar_t *bar) noexcept nogil:
     """Give a mapping back; again does nothing."""
     if bar.base is not NULL:
         leave(bar)
-        munmap(bar.base, bar.size)
+        munmap(bar.base - bar.skip, bar.skip + bar.size)
         bar.base = NULL
 
 
@@ -70,18 +70,20 @@ cdef class Bar:
         unmap(&self.b)
 
     @staticmethod
-    def map(fd: int, size: int, offset: int = 0, physical: int | None = None) -> Bar:
-        """Map `size` bytes at `offset` of a descriptor, which stays the caller's.
+    def map(fd: int, size: int, offset: int = 0, physical: int | None = None,
+            skip: int = 0) -> Bar:
+        """Map `size` bytes of registers, which begin `skip` bytes behind `offset` of a descriptor.
 
-        physical: where the registers are on the bus, when that is known.  OSError when the system
-        refuses.
+        fd stays the caller's; offset: whole pages.  physical: where the registers are on the bus,
+        when that is known.  OSError when the system refuses.
         """
         cdef Bar bar = Bar.__new__(Bar)
-        cdef void *base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, offset)
+        cdef void *base = mmap(NULL, skip + size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, offset)
         if base == MAP_FAILED:
             ok(-errno, f"mapping of {size} bytes of registers")
-        stays_here(base, size)
-        bar.b.base = <char *>base
+        stays_here(base, skip + size)
+        bar.b.skip = skip
+        bar.b.base = <char *>base + bar.b.skip
         bar.b.size = size
         bar.b.physical = UINT64_MAX if physical is None else physical
         join(&bar.b)
