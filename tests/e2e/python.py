@@ -31,9 +31,9 @@ print(json.dumps([module.__spec__.origin for module in list(sys.modules.values()
                   if getattr(module, "__spec__", None) and module.__spec__.has_location
                   or getattr(module, "__file__", None)]))
 """
-# What the interpreter needs before, or imports only when something is printed.
+# What the interpreter and the standard library import inside of functions.
 ALWAYS = ("encodings.ascii", "encodings.latin_1", "encodings.utf_8", "encodings.aliases",
-          "traceback", "linecache", "os", "os.path", "site", "io", "abc", "codecs", "stat")
+          "traceback", "linecache", "runpy", "importlib.util", "locale", "shutil")
 
 
 def python_files(modules: Sequence[str]) -> dict[str, bytes]:

@@ -11,6 +11,7 @@ from libc.errno cimport EINVAL, EIO, ENOMEM
 from libc.stdint cimport UINT64_MAX, UINTPTR_MAX, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from vhostrt.base.errors cimport ok
+from vhostrt.env.memory cimport env_unwatch_segments, env_watch_segments
 from vhostrt.env.pagetable cimport (pthread_mutex_t, table_check, table_clear, table_close,
                                     table_init, table_run, table_set, table_t, table_translate)
 from vhostrt.env.runs cimport runs_change, runs_copy, runs_cover, runs_t, runs_whole
@@ -251,10 +252,14 @@ cdef int copy_registered(runs_t *to) noexcept nogil:
 # The heap's segments.
 
 cdef int on_segment(void *ctx, void *at, size_t size, bint added) noexcept nogil:
-    """Register or unregister a segment; its memory goes, whatever the maps say to that."""
-    if added:
-        return change(<uintptr_t>at, size, 1, False, False)
-    return change(<uintptr_t>at, size, -1, True, False)
+    """Register a segment of the heap, or unregister it: it goes, whatever the maps say to that."""
+    return change(<uintptr_t>at, size, 1 if added else -1, not added, False)
+
+
+cdef int on_leaving(void *ctx, void *at, size_t size, bint added) noexcept nogil:
+    """Unregister a segment that stays in the heap."""
+    change(<uintptr_t>at, size, -1, True, False)
+    return 0
 
 
 # The Python face.
@@ -270,6 +275,8 @@ cdef struct face_t:
     void *owner                 # the Map; NULL when it is going.  Under the GIL
     late_t *first               # under g_mutex, like last
     late_t **last
+
+cdef bint g_watching = False    # the heap tells us; written by init and fini
 
 # Thread -> what a notify raised in the call under way there.  Under the GIL.
 cdef dict g_raised = {}
@@ -476,6 +483,34 @@ cdef int change_from_python(address, size, int delta) except -1:
     with nogil:
         rc = change(at, length, delta, False, True)
     return told(rc, f"memory of {size} bytes at {at:#x}")
+
+
+def init() -> None:
+    """Register the memory of the heap, now and as it changes; again is no harm.
+
+    OSError with what a map says to memory that is there already.  Control thread.
+    """
+    global g_watching
+    cdef int rc
+    if g_watching:
+        return
+    with nogil:
+        rc = env_watch_segments(on_segment, NULL)
+    ok(rc, "memory map: the memory of the heap")
+    g_watching = True
+
+
+def fini() -> None:
+    """Unregister the memory of the heap; what others have registered is theirs.  Control thread."""
+    global g_watching
+    if not g_watching:
+        return
+    with nogil:
+        env_unwatch_segments(on_segment, NULL)
+        # The heap tells whoever comes of all that there is.
+        env_watch_segments(on_leaving, NULL)
+        env_unwatch_segments(on_leaving, NULL)
+    g_watching = False
 
 
 def register(address: int, size: int) -> None:

@@ -150,6 +150,6 @@ cdef class Bar:
 
 cdef object fitting(value, int bits):
     """Return value; ValueError when a register of so many bits cannot hold it."""
-    if not 0 <= value < 1 << bits:
+    if value < 0 or value.bit_length() > bits:
         raise ValueError(f"{value} does not fit in a register of {bits} bits")
     return value

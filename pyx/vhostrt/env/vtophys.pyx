@@ -12,6 +12,7 @@ from posix.unistd cimport close, pread
 from vhostrt.base.errors cimport ok
 from vhostrt.env.memmap cimport (map_create, map_free, memmap_register, memmap_registered,
                                  memmap_unregister)
+from vhostrt.env.memory cimport env_iova
 from vhostrt.env.mmio cimport mmio_physical
 from vhostrt.env.pagetable cimport (BIG_PAGE, PAGE, table_check, table_clear, table_next, table_run,
                                     table_set, table_translate)
@@ -109,35 +110,53 @@ cdef int read_frames(uintptr_t at, int n, uint64_t *entries) noexcept nogil:
 
 cdef uint64_t address_of(uintptr_t page, uint64_t entry) noexcept nogil:
     """Return where devices find a page with this entry in the page map, or UINT64_MAX."""
+    cdef uint64_t known = env_iova(<void *>page)
+    if known != UINT64_MAX:
+        return known
     if entry & PRESENT and entry & FRAME:
         return (entry & FRAME) * PAGE
     return mmio_physical(<void *>page)
 
 
-cdef int learn_some(uintptr_t at, int n) noexcept nogil:
-    """Learn where n pages are, and enter them in runs; under g_mutex.
+cdef int look_up(uintptr_t at, int n, uint64_t *addresses) noexcept nogil:
+    """Write where devices find n pages, UINT64_MAX for none; 0 or -errno.
 
-    0, -EFAULT: some are not in memory, or -errno.
+    Without g_mutex: the heap has a lock of its own, under which it calls on_memory.
     """
     cdef uint64_t entries[ENTRIES]
-    cdef uint64_t address, run = UINT64_MAX
-    cdef uintptr_t page, run_at = at
-    cdef int i, missing = 0
+    cdef int i
     cdef int rc = read_frames(at, n, entries)
+    for i in range(n if rc == 0 else 0):
+        addresses[i] = address_of(at + <uintptr_t>i * PAGE, entries[i])
+    return rc
+
+
+cdef int enter(uintptr_t at, int n, const uint64_t *addresses) noexcept nogil:
+    """Enter n pages that are not known yet, in runs; under g_mutex.
+
+    0, -EFAULT: devices find some nowhere, or -errno.
+    """
+    cdef uint64_t address, run = UINT64_MAX
+    cdef uintptr_t page = at, run_at = at
+    cdef int missing = 0
+    cdef int rc = 0
+    cdef int i
     for i in range(n):
         page = at + <uintptr_t>i * PAGE
         address = UINT64_MAX
-        if rc == 0 and table_translate(&g_vtophys.table, page) == UINT64_MAX:
-            address = address_of(page, entries[i])
-            missing += address == UINT64_MAX
+        if table_translate(&g_vtophys.table, page) == UINT64_MAX:
+            address = addresses[i]
+            missing |= address == UINT64_MAX
         if run != UINT64_MAX and address != run + (page - run_at):
             rc = know(run_at, page - run_at, run)
             run = UINT64_MAX
+            if rc < 0:
+                return rc
         if run == UINT64_MAX:
             run = address
             run_at = page
-    if rc == 0 and run != UINT64_MAX:
-        rc = know(run_at, at + <uintptr_t>n * PAGE - run_at, run)
+    if run != UINT64_MAX:
+        rc = know(run_at, page + PAGE - run_at, run)
     return rc if rc < 0 else -EFAULT if missing else 0
 
 
@@ -161,6 +180,7 @@ cdef int vtophys_learn(const void *at, size_t size) noexcept nogil:
     -EFAULT  of some pages it is not known: they are not in memory, or the process may not know
     -errno   VFIO does not let devices reach them
     """
+    cdef uint64_t addresses[ENTRIES]
     cdef uintptr_t page = <uintptr_t>at & ~<uintptr_t>(PAGE - 1)
     cdef uintptr_t end = <uintptr_t>at + size
     cdef int missing = 0
@@ -173,9 +193,11 @@ cdef int vtophys_learn(const void *at, size_t size) noexcept nogil:
     while page < end and rc == 0:
         # One entry of the table at a time, so that 2 MiB in one piece become one.
         n = <int>((min(end - page, BIG_PAGE - page % BIG_PAGE) + PAGE - 1) // PAGE)
-        pthread_mutex_lock(&g_mutex)
-        rc = learn_some(page, n)
-        pthread_mutex_unlock(&g_mutex)
+        rc = look_up(page, n, addresses)
+        if rc == 0:
+            pthread_mutex_lock(&g_mutex)
+            rc = enter(page, n, addresses)
+            pthread_mutex_unlock(&g_mutex)
         if rc == -EFAULT:
             missing = rc
             rc = 0

@@ -183,7 +183,7 @@ class Bus:
             try:
                 if self.offer_device(device, drivers):
                     taken.append(device)
-            except OSError as error:
+            except Exception as error:          # a driver's mistake is its device's trouble only
                 log.error(f"Requested device {device.address} cannot be used: {text_of(error)}")
                 failed += 1
         if failed and failed == len(free):
@@ -204,7 +204,8 @@ class Bus:
             log.info(FLAG, "  Device is blocked, not initializing")
             return False
         if device.numa_node < 0:
-            log.warning(f"  Invalid NUMA socket of PCI device {device.address}, default to 0")
+            if self.has_nodes():
+                log.warning(f"PCI device {device.address}: Invalid NUMA socket, default to 0")
             device.numa_node = 0
         log.info(FLAG, f"  probe driver: {device.vendor:x}:{device.device:x} {driver.name}")
         if driver.needs_mapping:
@@ -225,6 +226,10 @@ class Bus:
         if said < 0:
             raise OSError(-said, f"driver {driver.name}: {os.strerror(-said)}")
         return False
+
+    def has_nodes(self) -> bool:
+        """Return whether the machine has several NUMA nodes; with one, a device is on it."""
+        return os.path.isdir(self.options.roots.in_sys("devices/system/node/node1"))
 
     def vfio_container(self, device: Device):
         """Return the container of the devices of vfio-pci; None for another device."""

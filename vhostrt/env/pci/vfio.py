@@ -172,10 +172,13 @@ class Container:
                 config_at = region_of(fd, CONFIG_REGION).offset
             return Access(bars, fd, config_at, stack.pop_all())
 
-    def device_name(self, device: Device) -> bytes:
-        """Return how GROUP_GET_DEVICE_FD is told which device is wanted."""
+    def device_name(self, device: Device) -> bytearray:
+        """Return how GROUP_GET_DEVICE_FD is told which device is wanted.
+
+        Only when it can be written to is what ioctl returns the descriptor.
+        """
         token = f" vf_token={self.vf_token}" if self.vf_token else ""
-        return f"{device.address}{token}\0".encode()
+        return bytearray(f"{device.address}{token}\0".encode())
 
     def join(self, device: Device, path: str, bare: bool) -> Group:
         """Return the group of a device as a part of the container, opened when it is not yet."""

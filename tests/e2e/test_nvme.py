@@ -1,0 +1,74 @@
+"""The PCI bus of the environment, VFIO and DMA, with an NVMe controller in a real Linux guest.
+
+The controller is QEMU's; that it answers an Identify command into memory of ours, which it was
+told of by the address that vtophys gave, shows that all of it fits together.
+"""
+import pytest
+
+from tests.e2e.python import COMMAND, python_files
+
+MODULES = ["vhostrt.tools.pci", "vhostrt.env.pci.vfio", "tests.e2e.nvme"]
+SERIAL = "vhostrt-17"
+
+
+@pytest.fixture(scope="module")
+def files():
+    return python_files(MODULES)
+
+
+def steps(driver, *arguments):
+    """Return the steps: bind the controller, drive it, and give it back to the kernel's driver."""
+    tool = f"{COMMAND} -m vhostrt.tools.pci"
+    return {
+        "hugepages": "mkdir -p /var/tmp\n"
+                     "echo 64 > /proc/sys/vm/nr_hugepages\n"
+                     "value hugepages $(cat /proc/sys/vm/nr_hugepages)",
+        "before": f"{tool} list\n"
+                  "value kernel-serial $(cat /sys/class/nvme/nvme0/serial)\n"
+                  "value kernel-model $(cat /sys/class/nvme/nvme0/model)",
+        "bind": f"{tool} bind {driver} $(basename $(readlink /sys/class/nvme/nvme0/device))\n"
+                f"{tool} list",
+        "drive": f"{COMMAND} -m tests.e2e.nvme {' '.join(arguments)}",
+        "return": f"addr=$({tool} list | sed -n 's/ .*drv={driver}.*//p')\n"
+                  f"{tool} bind nvme $addr\n"
+                  "for i in $(seq 100); do\n"
+                  "    [ -e /sys/class/nvme/nvme0/serial ] && break\n"
+                  "    usleep 50000\n"
+                  "done\n"
+                  "value returned $(cat /sys/class/nvme/nvme0/serial)",
+    }
+
+
+def check(guest):
+    """Check what every case has to find."""
+    assert guest.value("hugepages") == "64"
+    assert guest.value("found").endswith(" 010802")
+    cap = int(guest.value("cap"), 16)
+    # As QEMU's controller has them: 2048 entries a queue, doorbells of 4 bytes, pages of 4 KiB.
+    assert (cap & 0xffff, cap >> 32 & 0xf, cap >> 48 & 0xf) == (2047, 0, 0)
+    assert guest.value("vs") == "0x10400"
+    assert guest.value("serial") == guest.value("kernel-serial") == SERIAL
+    assert guest.value("model") == guest.value("kernel-model") == "QEMU NVMe Ctrl"
+    assert guest.value("pages") == str(6 << 8)
+    assert guest.value("returned") == SERIAL
+
+
+def test_uio_pci_generic(boot, files):
+    with boot(steps=steps("uio_pci_generic", "identify", "pa"), files=files, memory=512,
+              modules=["uio_pci_generic"], devices=["-device", f"nvme,serial={SERIAL}"]) as guest:
+        guest.wait(240)
+        check(guest)
+        assert guest.value("vfio") == "VFIO is not there: the module vfio-pci is not loaded"
+
+
+# An IOMMU that is as wide as our addresses, and one that is not: there memory has physical ones.
+@pytest.mark.parametrize(("bits", "mode"), [(48, "va"), (39, "pa")])
+def test_vfio_pci(boot, files, bits, mode):
+    devices = ["-device", f"intel-iommu,aw-bits={bits}", "-device", f"nvme,serial={SERIAL}"]
+    with boot(steps=steps("vfio-pci", "limits", mode), files=files, memory=512, devices=devices,
+              modules=["vfio_iommu_type1", "vfio-pci"], append="intel_iommu=on") as guest:
+        guest.wait(240)
+        check(guest)
+        assert guest.value("vfio") == "VFIO support initialized"
+        assert int(guest.value("mappings")) > 0
+        assert guest.value("limits") == "kept"
