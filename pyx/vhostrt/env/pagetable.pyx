@@ -168,13 +168,18 @@ cdef uint64_t table_run(table_t *t, uintptr_t at, size_t *size) noexcept nogil:
     cdef size_t most = size[0]
     cdef size_t had = 0
     cdef size_t rest
-    while had < most and not at >> 48 and table_translate(t, at) == value + had * step:
+    if at >> 48:
+        return value
+    # At least the first entry, even where it is changing now.
+    while had == 0 or had < most and table_translate(t, at) == value + had * step:
         rest = rest_of(t, at)
         had += rest
         at += rest
-    # Beyond 2^48 nothing has a value, however far.
-    if not at >> 48 or value != t.none:
-        size[0] = min(had, most)
+        if at >> 48:
+            # Beyond 2^48 nothing has a value, however far.
+            had = most if value == t.none else had
+            break
+    size[0] = min(had, most)
     return value
 
 
