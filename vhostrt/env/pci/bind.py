@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from fnmatch import fnmatchcase
 
 from vhostrt.env.pci.device import USER_DRIVERS, Device, read_driver, read_text
 from vhostrt.env.pci.usage import is_bridge, uses
 from vhostrt.env.roots import Roots
+
+PATIENCE_S = 2                          # some drivers are bound after the kernel has said yes
 
 
 def check(device: Device, force: bool) -> None:
@@ -47,11 +50,21 @@ def unbind(device: Device, force: bool = False) -> None:
     device.refresh()
 
 
+def becomes(device: Device, driver: str | None) -> bool:
+    """Wait until a device has a driver, or none; False: it does not come to that."""
+    end = time.monotonic() + PATIENCE_S
+    while read_driver(device.path) != driver:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
 def take_away(device: Device, driver: str) -> None:
     """Have the kernel unbind a device, and see that it did."""
     what = f"PCI device {device.address} cannot be unbound from {driver}"
     write(os.path.join(device.path, "driver", "unbind"), str(device.address), what)
-    if read_driver(device.path) is not None:
+    if not becomes(device, None):
         raise OSError(errno.EBUSY, f"{what}: the kernel has kept it")
 
 
@@ -85,11 +98,11 @@ def offer(device: Device, driver: str) -> None:
     write(override, driver, what)
     try:
         write(device.roots.in_sys("bus/pci/drivers_probe"), str(device.address), what)
+        bound = becomes(device, driver)
     finally:
         # Empty: the kernel chooses again when it is asked to.
         write(override, "\n", what)
-    got = read_driver(device.path)
-    if got != driver:
+    if not bound:
         hint = " (is there an IOMMU, and is it on?)" if driver == "vfio-pci" else ""
         raise OSError(errno.ENODEV, f"{what}: the kernel did not do it{hint}; its log tells more "
                                     "(dmesg)")

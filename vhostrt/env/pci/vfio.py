@@ -122,9 +122,10 @@ def region_of(fd: int, number: int) -> Region:
 def capabilities(data: bytes, at: int) -> set[int]:
     """Return the ids of the chain of capabilities that begins at an offset; 0: there is none."""
     found = set()
-    while 0 < at <= len(data) - 8 and len(found) < len(data):
-        identity, _, at = struct.unpack_from("HHI", data, at)
+    while 0 < at <= len(data) - 8:
+        identity, _, behind = struct.unpack_from("HHI", data, at)
         found.add(identity)
+        at = behind if behind > at else 0
     return found
 
 
