@@ -16,6 +16,33 @@ def files():
     return python_files(MODULES)
 
 
+# A disk that is mounted, or taken by a program, is not unbound.
+IN_USE = f"""
+address=$(basename $(readlink /sys/class/nvme/nvme0/device))
+refused() {{
+    ! {COMMAND} -m vhostrt.tools.pci unbind $address 2> /tmp/why
+    cat /tmp/why
+    grep -q "is in use: nvme0n1 $1; end that first, or say --force" /tmp/why
+}}
+/tools/mke2fs -q -t ext4 -F /dev/nvme0n1
+mount -t ext4 /dev/nvme0n1 /mnt
+refused "is mounted at /mnt"
+umount /mnt
+{COMMAND} -c '
+import os, time
+fd = os.open("/dev/nvme0n1", os.O_RDONLY | os.O_EXCL)
+open("/tmp/begun", "w").close()
+while not os.path.exists("/tmp/end"):
+    time.sleep(0.05)' &
+while [ ! -e /tmp/begun ]; do
+    usleep 50000
+done
+refused "is open for one user alone"
+touch /tmp/end
+wait
+"""
+
+
 def steps(driver, *arguments):
     """Return the steps: bind the controller, drive it, and give it back to the kernel's driver."""
     tool = f"{COMMAND} -m vhostrt.tools.pci"
@@ -26,6 +53,7 @@ def steps(driver, *arguments):
         "before": f"{tool} list\n"
                   "value kernel-serial $(cat /sys/class/nvme/nvme0/serial)\n"
                   "value kernel-model $(cat /sys/class/nvme/nvme0/model)",
+        "in-use": f"{IN_USE}\n",
         "bind": f"{tool} bind {driver} $(basename $(readlink /sys/class/nvme/nvme0/device))\n"
                 f"{tool} list",
         "drive": f"{COMMAND} -m tests.e2e.nvme {' '.join(arguments)}",
@@ -53,9 +81,18 @@ def check(guest):
     assert guest.value("returned") == SERIAL
 
 
-def test_uio_pci_generic(boot, files):
+@pytest.fixture
+def controller(tmp_path):
+    """The words for QEMU that make the controller, with a disk of 64 MiB."""
+    with open(tmp_path / "disk", "wb") as file:
+        file.truncate(64 << 20)
+    return ["-drive", f"file={tmp_path}/disk,if=none,id=disk,format=raw",
+            "-device", f"nvme,serial={SERIAL},drive=disk"]
+
+
+def test_uio_pci_generic(boot, files, controller):
     with boot(steps=steps("uio_pci_generic", "identify", "pa"), files=files, memory=512,
-              modules=["uio_pci_generic"], devices=["-device", f"nvme,serial={SERIAL}"]) as guest:
+              modules=["uio_pci_generic"], devices=controller) as guest:
         guest.wait(240)
         check(guest)
         assert guest.value("vfio") == "VFIO is not there: the module vfio-pci is not loaded"
@@ -63,8 +100,8 @@ def test_uio_pci_generic(boot, files):
 
 # An IOMMU that is as wide as our addresses, and one that is not: there memory has physical ones.
 @pytest.mark.parametrize(("bits", "mode"), [(48, "va"), (39, "pa")])
-def test_vfio_pci(boot, files, bits, mode):
-    devices = ["-device", f"intel-iommu,aw-bits={bits}", "-device", f"nvme,serial={SERIAL}"]
+def test_vfio_pci(boot, files, controller, bits, mode):
+    devices = ["-device", f"intel-iommu,aw-bits={bits}", *controller]
     with boot(steps=steps("vfio-pci", "limits", mode), files=files, memory=512, devices=devices,
               modules=["vfio_iommu_type1", "vfio-pci"], append="intel_iommu=on") as guest:
         guest.wait(240)

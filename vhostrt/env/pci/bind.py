@@ -71,7 +71,7 @@ def take_away(device: Device, driver: str) -> None:
 def bind(device: Device, driver: str, force: bool = False) -> None:
     """Bind a device to a kernel driver, which may be any that there is."""
     roots = device.roots
-    if "/" in driver or not os.path.isdir(roots.in_sys("bus/pci/drivers", driver)):
+    if "/" in driver or driver in ("", ".", "..") or not os.path.isdir(roots.in_sys("bus/pci/drivers", driver)):
         raise OSError(errno.ENOENT, f"there is no kernel driver {driver}: load it first (modprobe "
                                     f"{driver.replace('-', '_')})")
     old = read_driver(device.path)
@@ -129,8 +129,8 @@ def read_aliases(folder: str) -> list[tuple[str, str]]:
         text = read_text(folder, "modules.alias")
     except OSError:
         return []
-    words = (line.split() for line in text.split("\n") if line.startswith("alias pci:"))
-    return [(pattern, module) for _, pattern, module in words]
+    lines = (line.split() for line in text.split("\n") if line.startswith("alias pci:"))
+    return [(words[1], words[2]) for words in lines if len(words) == 3]
 
 
 def candidates(device: Device, aliases: list[tuple[str, str]]) -> list[str]:
