@@ -1,6 +1,6 @@
 """What runs in the guest of test_nvme: a small driver of an NVMe controller, in Python.
 
-    python -m tests.e2e.nvme identify|limits pa|va
+    python -m tests.e2e.nvme identify|limits pa|va [legacy]
 
 It brings the controller up with one pair of admin queues and has it write what it is into memory
 of the environment. What it finds it tells with 'VALUE KEY TEXT' lines on the second serial port.
@@ -11,9 +11,10 @@ import struct
 import sys
 import time
 
-from vhostrt.env import memmap, memory, vtophys
+from vhostrt.env import memmap, memory, vtophys, zone
+from vhostrt.env.options import EnvOptions
+from vhostrt.env.pci import bus as pci
 from vhostrt.env.pci import config
-from vhostrt.env.pci.bus import Bus
 from vhostrt.env.pci.claim import claim, owner_of
 from vhostrt.env.pci.driver import Driver, Id
 
@@ -54,8 +55,8 @@ class Controller:
         """Enable it with admin queues in new memory."""
         self.bar.write32(CC, 0)
         wait_for(lambda: not self.bar.read32(CSTS) & 1, "reset")
-        self.submission = memory.zalloc(DEPTH * 64, PAGE)
-        self.completion = memory.zalloc(DEPTH * 16, PAGE)
+        self.submission = zone.reserve("submission", DEPTH * 64, align=PAGE)
+        self.completion = zone.reserve("completion", DEPTH * 16, align=PAGE)
         self.bar.write32(AQA, (DEPTH - 1) << 16 | DEPTH - 1)
         self.bar.write64(ASQ, address_of(self.submission))
         self.bar.write64(ACQ, address_of(self.completion))
@@ -103,7 +104,7 @@ class NvmeDriver(Driver):
 
 
 def address_of(block):
-    """Return where devices find a block of the heap."""
+    """Return where devices find a block or a zone."""
     vtophys.learn(block.address, len(block))
     return vtophys.translate(block.address)
 
@@ -124,6 +125,7 @@ def check_translation(block, mode):
     wanted = (frames_of(block.address, len(block)) if mode == "pa"
               else list(range(block.address, block.address + len(block), PAGE)))
     check(got == wanted, "vtophys and the page map differ")
+    check(block.iova in (None, got[0]), "the heap and vtophys differ")
     tell("pages", len(got))
 
 
@@ -148,7 +150,7 @@ def check_bar_address(device):
 
 def identify(bus, driver, device):
     """Have the controller write what it is, and tell that."""
-    data = memory.zalloc(PAGE, PAGE)
+    data = zone.reserve("data", PAGE, align=PAGE)
     status = driver.controllers[device.address].identify(address_of(data))
     check(status == 0, f"status {status:#x} of identify")
     content = bytes(memoryview(data))
@@ -185,15 +187,14 @@ def limits(bus, driver, device):
     block.free()
 
 
-def main(what, mode):
-    driver, bus = NvmeDriver(), Bus()
-    bus.scan()
-    chosen, sentence = bus.iova_mode()
-    tell("vfio", sentence)
-    check(chosen == mode, f"mode {chosen}")
-    print(memory.init(64 << 20))
-    print(vtophys.init(chosen))
-    memmap.init()
+def main(what, mode, *more):
+    driver = NvmeDriver()
+    options = EnvOptions(mem_size=64 << 20, legacy_mem="legacy" in more)
+    print(memory.init(options))
+    bus, sentences = pci.start(options)
+    print(*sentences, sep="\n")
+    tell("vfio", sentences[0])
+    check(vtophys.mode() == mode, f"mode {vtophys.mode()}")
     bus.register(driver)
     [device] = bus.probe()
     tell("found", f"{device.address} {device.class_code:06x}")
@@ -210,9 +211,7 @@ def main(what, mode):
     bus.detach(device.address)
     check(vtophys.mappings() == [], "mappings that are left")
     check(owner_of(device.address) is None, "a claim that is left")
-    bus.close()
-    memmap.fini()
-    vtophys.fini()
+    pci.stop(bus)
     memory.fini()
     left = {os.readlink(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd") if n > "2"
             and os.path.exists(f"/proc/self/fd/{n}")}

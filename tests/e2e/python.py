@@ -24,9 +24,11 @@ COMMAND = f"{ENVIRONMENT} {PYTHON} -S"
 
 # Imports what is asked for, and prints where each module that this took along is.
 LIST = """
-import importlib, json, sys
+import importlib, json, pkgutil, sys
 for name in sys.argv[1:]:
-    importlib.import_module(name)
+    module = importlib.import_module(name.removesuffix(".*"))
+    for below in pkgutil.walk_packages(module.__path__, module.__name__ + ".") if "*" in name else ():
+        importlib.import_module(below.name)
 print(json.dumps([module.__spec__.origin for module in list(sys.modules.values())
                   if getattr(module, "__spec__", None) and module.__spec__.has_location
                   or getattr(module, "__file__", None)]))
@@ -37,7 +39,10 @@ ALWAYS = ("encodings.ascii", "encodings.latin_1", "encodings.utf_8", "encodings.
 
 
 def python_files(modules: Sequence[str]) -> dict[str, bytes]:
-    """Return path -> contents of what a guest needs to import these modules: see COMMAND."""
+    """Return path -> contents of what a guest needs to import these modules: see COMMAND.
+
+    A name that ends in .* stands for all that is in a package, at any depth.
+    """
     listed = run("env", f"PYTHONPATH={ROOT}", sys.executable, "-S", "-c", LIST, *ALWAYS, *modules)
     library = Path(os.__file__).parent
     binaries = [PYTHON]

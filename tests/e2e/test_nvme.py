@@ -7,7 +7,7 @@ import pytest
 
 from tests.e2e.python import COMMAND, python_files
 
-MODULES = ["vhostrt.tools.pci", "vhostrt.env.pci.vfio", "tests.e2e.nvme"]
+MODULES = ["tests.e2e.nvme", "vhostrt.env.*", "vhostrt.tools.pci"]
 SERIAL = "vhostrt-17"
 
 
@@ -90,8 +90,10 @@ def controller(tmp_path):
             "-device", f"nvme,serial={SERIAL},drive=disk"]
 
 
-def test_uio_pci_generic(boot, files, controller):
-    with boot(steps=steps("uio_pci_generic", "identify", "pa"), files=files, memory=512,
+# Pages are looked up when they are asked for, or have been sorted while the memory started.
+@pytest.mark.parametrize("more", [[], ["legacy"]], ids=["lazy", "legacy"])
+def test_uio_pci_generic(boot, files, controller, more):
+    with boot(steps=steps("uio_pci_generic", "identify", "pa", *more), files=files, memory=512,
               modules=["uio_pci_generic"], devices=controller) as guest:
         guest.wait(240)
         check(guest)

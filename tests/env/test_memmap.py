@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from vhostrt.env import memmap, memory
 from vhostrt.env.memmap import Map
+from vhostrt.env.options import EnvOptions
 
 PAGE, BIG, GIB = 1 << 12, 2 << 20, 1 << 30
 TOP = 1 << 48
@@ -236,6 +237,7 @@ def test_a_notify_that_calls_back_is_refused_and_does_not_hang(call):
         memmap.register(0, PAGE)
     assert refused.value.errno == errno.EDEADLK
     assert memmap.registered() == []
+    maps.pop().free()
 
 
 def test_a_notify_may_set_translations_and_look_at_what_is_registered():
@@ -281,7 +283,7 @@ def test_a_map_that_is_forgotten_is_not_called_any_more(log):
 def heap():
     gc.collect()
     memory.fini()
-    memory.init(no_huge=True)
+    memory.init(EnvOptions(no_huge=True))
     yield
     gc.collect()
     memmap.fini()

@@ -18,6 +18,7 @@ import pytest
 from tests.lib.command import unprivileged_words
 from vhostrt.env import memmap, memory, vtophys
 from vhostrt.env.mmio import Bar
+from vhostrt.env.options import EnvOptions
 from vhostrt.env.roots import Roots
 
 PAGE, BIG, MIB = 1 << 12, 2 << 20, 1 << 20
@@ -41,7 +42,7 @@ def heap():
     """The heap on ordinary pages, registered."""
     gc.collect()
     memory.fini()
-    memory.init(no_huge=True)
+    memory.init(EnvOptions(no_huge=True))
     memmap.init()
 
 
@@ -86,7 +87,9 @@ def test_every_page_of_an_allocation_is_where_the_page_map_says(heap):
         assert vtophys.translate(block.address + at) == min(expected[0] + at, ERROR)
 
 
-def test_huge_pages_are_in_one_piece():
+@pytest.fixture
+def huge():
+    """Eight more huge pages, where we may reserve them; whether there are."""
     with open(RESERVED) as file:
         before = int(file.read())
     try:
@@ -95,24 +98,40 @@ def test_huge_pages_are_in_one_piece():
         reserved = True
     except OSError:
         reserved = False
-    try:
-        memory.init(8 * MIB)
-        memmap.init()
-        vtophys.init()
-        block = memory.zalloc(5 * MIB, BIG)
-        expected = frames(block.address, 4 * MIB)
-        assert pages(block.address, 4 * MIB) == expected
-        if reserved and allowed():
-            assert memory.stats()["huge"] == 8 * MIB
-            assert vtophys.run(block.address + 5, BIG - 5) == (expected[0] + 5, BIG - 5)
-        block.free()
-        vtophys.fini()
-        memmap.fini()
-        memory.fini()
-    finally:
-        if reserved:
-            with open(RESERVED, "w") as file:
-                file.write(str(before))
+    yield reserved
+    gc.collect()
+    vtophys.fini()
+    memmap.fini()
+    memory.fini()
+    if reserved:
+        with open(RESERVED, "w") as file:
+            file.write(str(before))
+
+
+def test_huge_pages_are_in_one_piece(huge):
+    memory.init(EnvOptions(mem_size=8 * MIB))
+    memmap.init()
+    vtophys.init()
+    block = memory.zalloc(5 * MIB, BIG)
+    expected = frames(block.address, 4 * MIB)
+    assert pages(block.address, 4 * MIB) == expected
+    assert memory.stats()["huge"] == (8 * MIB if huge else 0)
+    if huge and allowed():
+        assert vtophys.run(block.address + 5, BIG - 5) == (expected[0] + 5, BIG - 5)
+
+
+def test_what_the_heap_knows_of_its_pages_comes_first(huge, tmp_path):
+    """Pages that were sorted are known; the page map here would tell nothing."""
+    if not huge:
+        with pytest.raises(OSError):
+            memory.init(EnvOptions(mem_size=8 * MIB, legacy_mem=True))
+        return
+    memory.init(EnvOptions(mem_size=8 * MIB, legacy_mem=True))
+    memmap.init()
+    vtophys.init(roots=Roots(proc=str(tmp_path)))
+    block = memory.zalloc(5 * MIB, BIG)
+    assert pages(block.address, 4 * MIB) == frames(block.address, 4 * MIB)
+    assert (vtophys.translate(block.address) != ERROR) == allowed()
 
 
 def test_nothing_is_looked_up_before_it_is_asked_for(heap):
@@ -178,7 +197,8 @@ def run_python(code, before=()):
 def test_without_the_right_it_says_so_and_answers_the_error():
     out = run_python("""if 1:
         from vhostrt.env import memmap, memory, vtophys
-        memory.init(no_huge=True)
+        from vhostrt.env.options import EnvOptions
+        memory.init(EnvOptions(no_huge=True))
         memmap.init()
         print(vtophys.init())
         block = memory.zalloc(4096, 4096)
@@ -199,7 +219,8 @@ def test_the_right_is_needed_at_the_start_only():
     out = run_python("""if 1:
         import os
         from vhostrt.env import memmap, memory, vtophys
-        memory.init(no_huge=True)
+        from vhostrt.env.options import EnvOptions
+        memory.init(EnvOptions(no_huge=True))
         memmap.init()
         vtophys.init()
         block = memory.zalloc(4096, 4096)
@@ -378,7 +399,7 @@ def test_a_container_that_is_none_is_refused_and_nothing_is_mapped(heap):
 def test_starts_and_ends_leave_nothing_open():
     before = os.listdir("/proc/self/fd")
     for _ in range(3):
-        memory.init(no_huge=True)
+        memory.init(EnvOptions(no_huge=True))
         memmap.init()
         vtophys.init()
         vtophys.fini()

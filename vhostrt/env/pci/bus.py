@@ -127,16 +127,19 @@ class Bus:
     def iova_mode(self) -> tuple[str, str]:
         """Choose the mode of vtophys.init; return it, and a sentence about VFIO to be said.
 
-        What the options say comes first; then what the devices ask for; then virtual addresses
-        where VFIO has an IOMMU and no uio device is there, as they need no right.
+        What the options say comes first, then that zones have physical addresses already, then
+        what the devices ask for; else virtual ones where there is an IOMMU, as they need no right.
         ValueError: virtual ones are asked for, and VFIO has no IOMMU.
         """
+        from vhostrt.env import memory
         from vhostrt.env.pci import vfio
         support = vfio.probe(self.options.roots)
         asked = self.options.iova_mode
         if asked == "va" and not support.iommu:
             raise ValueError(f"option --iova-mode va: it needs an IOMMU. {support.sentence}")
-        chosen = (self.iova_class() or "va") if support.iommu else "pa"
+        learnt = memory.ready() and any(segment["iova"] is not None
+                                        for segment in memory.segments())
+        chosen = "pa" if learnt or not support.iommu else self.iova_class() or "va"
         return asked or chosen, support.sentence
 
     # Drivers.
@@ -310,3 +313,33 @@ def text_of(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error) or type(error).__name__
+
+
+# The whole: what devices need of the environment, between memory.init and memory.fini.
+
+def start(options: EnvOptions | None = None) -> tuple[Bus, list[str]]:
+    """Scan the bus, and start the memory map and the addresses for devices.
+
+    Return the bus, which stop ends, and sentences to be said.  With no_pci there are no devices
+    and no addresses for them.  OSError or ValueError; then nothing is started.
+    """
+    bus = Bus(options)
+    if bus.options.no_pci:
+        return bus, []
+    from vhostrt.env import memmap, vtophys
+    bus.scan()
+    mode, sentence = bus.iova_mode()
+    try:
+        memmap.init()
+        return bus, [sentence, vtophys.init(mode, bus.options.roots)]
+    except BaseException:
+        stop(bus)
+        raise
+
+
+def stop(bus: Bus) -> None:
+    """Let go of all devices, and end what start has started.  Again: nothing."""
+    from vhostrt.env import memmap, vtophys
+    bus.close()
+    vtophys.fini()
+    memmap.fini()
