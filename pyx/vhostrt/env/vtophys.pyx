@@ -108,26 +108,25 @@ cdef int read_frames(uintptr_t at, int n, uint64_t *entries) noexcept nogil:
     return 0
 
 
-cdef uint64_t address_of(uintptr_t page, uint64_t entry) noexcept nogil:
-    """Return where devices find a page with this entry in the page map, or UINT64_MAX."""
-    cdef uint64_t known = env_iova(<void *>page)
-    if known != UINT64_MAX:
-        return known
-    if entry & PRESENT and entry & FRAME:
-        return (entry & FRAME) * PAGE
-    return mmio_physical(<void *>page)
-
-
 cdef int look_up(uintptr_t at, int n, uint64_t *addresses) noexcept nogil:
-    """Write where devices find n pages, UINT64_MAX for none; 0 or -errno.
+    """Write where devices find n pages of one 2 MiB, UINT64_MAX for none; 0 or -errno.
 
     Without g_mutex: the heap has a lock of its own, under which it calls on_memory.
     """
     cdef uint64_t entries[ENTRIES]
+    cdef uintptr_t page
     cdef int i
+    # What the heap knows it knows of huge pages, so of all of this or of none.
+    cdef bint known = env_iova(<void *>at) != UINT64_MAX
     cdef int rc = read_frames(at, n, entries)
     for i in range(n if rc == 0 else 0):
-        addresses[i] = address_of(at + <uintptr_t>i * PAGE, entries[i])
+        page = at + <uintptr_t>i * PAGE
+        if known:
+            addresses[i] = env_iova(<void *>page)
+        elif entries[i] & PRESENT and entries[i] & FRAME:
+            addresses[i] = (entries[i] & FRAME) * PAGE
+        else:
+            addresses[i] = mmio_physical(<void *>page)
     return rc
 
 
