@@ -39,7 +39,8 @@ cdef uint64_t translate_loop(map_t *m, uintptr_t base, size_t mask, uint64_t n) 
     return total
 
 
-cdef uint64_t run_loop(map_t *m, uintptr_t base, size_t mask, size_t size, uint64_t n) noexcept nogil:
+cdef uint64_t run_loop(map_t *m, uintptr_t base, size_t mask, size_t size,
+                       uint64_t n) noexcept nogil:
     cdef uint64_t total = 0
     cdef size_t at = 0, wanted
     for _ in range(n):

@@ -49,8 +49,8 @@ class Guest:
             "-object", f"memory-backend-memfd,id=memory,size={memory}M,share=on",
             "-nodefaults", "-no-user-config", "-nographic", "-no-reboot",
             "-serial", f"file:{self.console}", "-serial", f"file:{self.report}",
-            "-kernel", str(kernel.image), "-initrd", str(image), "-append", f"{COMMAND_LINE} {append}",
-            *devices,
+            "-kernel", str(kernel.image), "-initrd", str(image),
+            "-append", f"{COMMAND_LINE} {append}", *devices,
         ]
         for i, disk in enumerate(disks):
             self.command += ["-chardev", f"socket,id=disk{i},path={disk}", "-device",

@@ -5,7 +5,6 @@
 It brings the controller up with one pair of admin queues and has it write what it is into memory
 of the environment. What it finds it tells with 'VALUE KEY TEXT' lines on the second serial port.
 """
-import errno
 import os
 import struct
 import sys

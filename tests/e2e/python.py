@@ -27,8 +27,9 @@ LIST = """
 import importlib, json, pkgutil, sys
 for name in sys.argv[1:]:
     module = importlib.import_module(name.removesuffix(".*"))
-    for below in pkgutil.walk_packages(module.__path__, module.__name__ + ".") if "*" in name else ():
-        importlib.import_module(below.name)
+    if name.endswith(".*"):
+        for below in pkgutil.walk_packages(module.__path__, module.__name__ + "."):
+            importlib.import_module(below.name)
 print(json.dumps([module.__spec__.origin for module in list(sys.modules.values())
                   if getattr(module, "__spec__", None) and module.__spec__.has_location
                   or getattr(module, "__file__", None)]))
@@ -54,8 +55,8 @@ def python_files(modules: Sequence[str]) -> dict[str, bytes]:
         place = Path(SITE) / path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
         if path.suffix == ".py":
             files[str(place)] = path.read_bytes()
-            cached = place.parent / "__pycache__" / f"{path.stem}.{sys.implementation.cache_tag}.pyc"
-            files[str(cached)] = compiled(path, place)
+            name = f"{path.stem}.{sys.implementation.cache_tag}.pyc"
+            files[str(place.parent / "__pycache__" / name)] = compiled(path, place)
         else:
             files[str(place)] = path.read_bytes()
             binaries.append(str(path))

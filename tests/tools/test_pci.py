@@ -132,8 +132,8 @@ def test_bind_and_unbind(tree):
 
 REFUSED = {
     "no such device": (["unbind", "fffe:09:00.0"], "there is no PCI device fffe:09:00.0"),
-    "no such driver": (["bind", "igb_uio", DISK], "there is no kernel driver igb_uio: load it first "
-                       "(modprobe igb_uio)"),
+    "no such driver": (["bind", "igb_uio", DISK], "there is no kernel driver igb_uio: load it "
+                       "first (modprobe igb_uio)"),
     "in use": (["bind", "vfio-pci", NET], f"PCI device {NET} is in use: network interface eth0 is "
                "up; end that first, or say --force"),
     "a bridge": (["unbind", "--force", BRIDGE], f"PCI device {BRIDGE} is a bridge: other devices "

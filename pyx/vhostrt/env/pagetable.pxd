@@ -23,7 +23,7 @@ cdef enum:
 
 cdef struct table_gib_t:
     uint64_t big[TABLE_WAYS]    # the values of entries, where small is NULL
-    uint64_t *small[TABLE_WAYS] # of their pages
+    uint64_t *small[TABLE_WAYS]     # of their pages
 
 cdef struct table_t:
     uint64_t none               # the value of a page that has none

@@ -48,7 +48,7 @@ cdef uint64_t PRESENT = 1ULL << 63
 cdef uint64_t FRAME = (1ULL << 55) - 1
 
 # Written by init and fini.
-cdef int g_pagemap = -1         # /proc/self/pagemap; the right to see frames is of when it was opened
+cdef int g_pagemap = -1         # /proc/self/pagemap; what may be seen was settled at its opening
 cdef bint g_virtual = False     # mode "va"
 cdef str g_why = ""             # there are no physical addresses; "" when there are
 

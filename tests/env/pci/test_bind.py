@@ -67,8 +67,8 @@ def test_unbind(tree, device):
 
 def test_a_driver_that_does_not_take_the_device_leaves_it_to_the_old_one(tree, device):
     with PaperKernel(tree, refuses=("vfio-pci",)) as kernel:
-        with pytest.raises(OSError, match=f"{AT} cannot be bound to vfio-pci: the kernel did not do "
-                                          r"it \(is there an IOMMU") as refused:
+        said = f"{AT} cannot be bound to vfio-pci: the kernel did not do it \\(is there an IOMMU"
+        with pytest.raises(OSError, match=said) as refused:
             bind.bind(device, "vfio-pci")
         assert kernel.said == [f"unbind nvme {AT}", f"probe {AT} for vfio-pci",
                                f"probe {AT} for nvme"]

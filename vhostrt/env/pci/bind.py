@@ -70,8 +70,7 @@ def take_away(device: Device, driver: str) -> None:
 
 def bind(device: Device, driver: str, force: bool = False) -> None:
     """Bind a device to a kernel driver, which may be any that there is."""
-    roots = device.roots
-    if "/" in driver or driver in ("", ".", "..") or not os.path.isdir(roots.in_sys("bus/pci/drivers", driver)):
+    if not is_loaded(device.roots, driver):
         raise OSError(errno.ENOENT, f"there is no kernel driver {driver}: load it first (modprobe "
                                     f"{driver.replace('-', '_')})")
     old = read_driver(device.path)
@@ -149,7 +148,8 @@ def candidates(device: Device, aliases: list[tuple[str, str]]) -> list[str]:
 
 def is_loaded(roots: Roots, driver: str) -> bool:
     """Return whether a kernel driver for PCI devices is there."""
-    return os.path.isdir(roots.in_sys("bus/pci/drivers", driver))
+    return (driver not in ("", ".", "..") and "/" not in driver
+            and os.path.isdir(roots.in_sys("bus/pci/drivers", driver)))
 
 
 def plain(name: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from bisect import insort
+from typing import TYPE_CHECKING
 
 from vhostrt import log
 from vhostrt.env.options import EnvOptions
@@ -16,6 +17,9 @@ from vhostrt.env.pci.address import Address
 from vhostrt.env.pci.access import map_device, unmap_device
 from vhostrt.env.pci.device import Device, list_addresses, read_device, read_number
 from vhostrt.env.pci.driver import Driver
+
+if TYPE_CHECKING:
+    from vhostrt.env.pci.vfio import Container
 
 FLAG = "env"                            # of the log lines that are INFO
 VIRTUAL_BITS = 47                       # of an address of ours
@@ -44,7 +48,7 @@ class Bus:
             raise ValueError("options -A and -B exclude each other")
         self.devices: list[Device] = []
         self.drivers: list[Driver] = []
-        self.container = None           # of the devices of vfio-pci; made when there is one
+        self.container: Container | None = None     # of vfio-pci; made with its first device
 
     # What there is.
 
@@ -66,8 +70,8 @@ class Bus:
         found = [self.look_at(address, known.pop(address, None)) for address in addresses]
         gone = [device for device in known.values() if device.driver is not None]
         for device in gone:
-            log.warning(f"PCI device {device.address} is gone, and driver {device.driver.name} "
-                        "still has it")
+            log.warning(f"PCI device {device.address} is gone, and driver {name_of(device)} still "
+                        "has it")
         self.devices = sorted([device for device in found if device is not None] + gone,
                               key=lambda device: device.address)
 
@@ -234,7 +238,7 @@ class Bus:
         """Return whether the machine has several NUMA nodes; with one, a device is on it."""
         return os.path.isdir(self.options.roots.in_sys("devices/system/node/node1"))
 
-    def vfio_container(self, device: Device):
+    def vfio_container(self, device: Device) -> Container | None:
         """Return the container of the devices of vfio-pci; None for another device."""
         if device.way == "vfio" and self.container is None:
             from vhostrt.env.pci.vfio import Container
@@ -252,7 +256,7 @@ class Bus:
         wanted = Address.parse(address) if isinstance(address, str) else address
         device = self.update(wanted)
         if device.driver is not None:
-            raise OSError(errno.EBUSY, f"PCI device {wanted}: driver {device.driver.name} has it")
+            raise OSError(errno.EBUSY, f"PCI device {wanted}: driver {name_of(device)} has it")
         if not self.offer_device(device, self.drivers):
             raise OSError(errno.ENODEV, f"PCI device {wanted}: no driver takes it")
         return device
@@ -288,7 +292,8 @@ class Bus:
         """Have the driver of a device let go of it; what the driver raises comes afterwards."""
         driver, device.driver = device.driver, None
         try:
-            driver.remove(device)
+            if driver is not None:
+                driver.remove(device)
         finally:
             unmap_device(device)
 
@@ -300,12 +305,17 @@ class Bus:
         for device in self.devices:
             if device.driver is None:
                 continue
-            name = device.driver.name
+            name = name_of(device)
             try:
                 self.let_go(device)
             except Exception as error:
                 log.error(f"PCI device {device.address}: driver {name}: {text_of(error)}")
         self.devices, self.drivers, self.container = [], [], None
+
+
+def name_of(device: Device) -> str:
+    """Return the name of the driver that has a device."""
+    return device.driver.name if device.driver is not None else "none"
 
 
 def text_of(error: Exception) -> str:

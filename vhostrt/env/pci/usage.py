@@ -52,7 +52,7 @@ def blocks(device: Device) -> list[str]:
 
 def mounts(roots: Roots) -> dict[str, str]:
     """Return what is mounted: number "major:minor", and name of the device -> mount point."""
-    found = {}
+    found: dict[str, str] = {}
     try:
         lines = read_text(roots.in_proc("self"), "mountinfo").split("\n")
     except OSError:

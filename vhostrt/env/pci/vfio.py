@@ -119,7 +119,7 @@ def region_of(fd: int, number: int) -> Region:
     return Region(flags, size, offset, whole)
 
 
-def capabilities(data: bytes, at: int) -> set[int]:
+def capabilities(data: bytes | bytearray, at: int) -> set[int]:
     """Return the ids of the chain of capabilities that begins at an offset; 0: there is none."""
     found = set()
     while 0 < at <= len(data) - 8:
