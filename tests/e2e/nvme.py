@@ -14,7 +14,7 @@ from vhostrt.env import memmap, memory, vtophys, zone
 from vhostrt.env.options import EnvOptions
 from vhostrt.env.pci import bus as pci
 from vhostrt.env.pci import config
-from vhostrt.env.pci.claim import claim, owner_of
+from vhostrt.env.pci.claim import owner_of
 from vhostrt.env.pci.driver import Driver, Id
 
 NVME_CLASS = 0x010802
@@ -93,7 +93,7 @@ class NvmeDriver(Driver):
         self.controllers = {}
 
     def probe(self, device):
-        self.claim = claim(device.address)
+        self.claim = device.claim()
         self.controllers[device.address] = controller = Controller(device.bars[0])
         controller.start()
 

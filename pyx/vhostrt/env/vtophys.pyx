@@ -172,8 +172,8 @@ cdef bint all_known(uintptr_t at, size_t size) noexcept nogil:
 cdef int vtophys_learn(const void *at, size_t size) noexcept nogil:
     """Look up where devices find registered memory, so that vtophys knows it.
 
-    The memory has to be in memory: what the heap hands out is.  An ordinary page may be moved by
-    the kernel later, unless VFIO holds it; one of huge pages is not.
+    The memory has to be in memory: what the heap hands out is.  In the mode "pa" the kernel may
+    move an ordinary page later, to another physical address; huge pages stay where they are.
     0
     -EINVAL  not initialised, or not all of it is registered
     -EFAULT  of some pages it is not known: they are not in memory, or the process may not know
@@ -223,7 +223,8 @@ cdef int populate(void *at, size_t size) noexcept nogil:
 cdef int vtophys_add(void *at, size_t size) noexcept nogil:
     """Register memory for devices: that of a guest, say, and all of it is taken into memory.
 
-    It stays where it is until vtophys_remove.  Both may take long.
+    Until vtophys_remove.  In the mode "pa" it should be huge pages: nothing keeps the kernel from
+    moving ordinary ones to other physical addresses.  May take long.
     0
     -EINVAL  not whole pages of 4 KiB below 2^48, or not initialised
     -EFAULT  no device can be told where it is
@@ -450,7 +451,8 @@ def run(address: int, size: int) -> tuple:
 def add(address: int, size: int) -> None:
     """Register memory for devices: that of a guest, say; all of it is taken into memory.
 
-    Whole pages of 4 KiB.  OSError as learn, and ENOMEM when there is not so much.  Any thread but
+    Whole pages of 4 KiB.  In the mode "pa" it should be huge pages: the kernel moves others as it
+    likes.  OSError as learn, and ENOMEM when there is not so much.  Any thread but
     a reactor's; it may take long.
     """
     cdef uintptr_t at = address

@@ -13,6 +13,7 @@ from vhostrt.env.roots import Roots
 
 if TYPE_CHECKING:
     from vhostrt.env.pci.access import Access
+    from vhostrt.env.pci.claim import Claim
     from vhostrt.env.pci.driver import Driver
 
 BARS = 6
@@ -70,6 +71,11 @@ class Device:
         Nothing but None unless it is mapped.
         """
         return self.access.bars if self.access is not None else (None,) * BARS
+
+    def claim(self) -> Claim:
+        """Claim it for this process; OSError EACCES names the process that has it."""
+        from vhostrt.env.pci.claim import claim
+        return claim(self.address)
 
     def refresh(self) -> None:
         """Read everything again that sysfs shows; OSError or ValueError, and nothing changes."""

@@ -228,11 +228,14 @@ class Container:
         if group.users:
             return
         del self.groups[path]
-        if not self.groups:
-            vtophys.stop_dma()
-        os.close(group.fd)
-        if not self.groups:
-            self.close()
+        try:
+            if not self.groups:
+                vtophys.stop_dma()
+        finally:
+            # The kernel takes what mappings there may be left.
+            os.close(group.fd)
+            if not self.groups:
+                self.close()
 
     def close(self) -> None:
         """Close the container's descriptor."""
