@@ -50,12 +50,12 @@ class Controller:
         self.bar = bar
         self.submitted = 0
 
-    def start(self):
-        """Enable it with admin queues in new memory."""
+    def start(self, name):
+        """Enable it with admin queues in new zones."""
         self.bar.write32(CC, 0)
         wait_for(lambda: not self.bar.read32(CSTS) & 1, "reset")
-        self.submission = zone.reserve("submission", DEPTH * 64, align=PAGE)
-        self.completion = zone.reserve("completion", DEPTH * 16, align=PAGE)
+        self.submission = zone.reserve(f"{name}-submission", DEPTH * 64, align=PAGE)
+        self.completion = zone.reserve(f"{name}-completion", DEPTH * 16, align=PAGE)
         self.bar.write32(AQA, (DEPTH - 1) << 16 | DEPTH - 1)
         self.bar.write64(ASQ, address_of(self.submission))
         self.bar.write64(ACQ, address_of(self.completion))
@@ -93,13 +93,12 @@ class NvmeDriver(Driver):
         self.controllers = {}
 
     def probe(self, device):
-        self.claim = device.claim()
+        device.claim()
         self.controllers[device.address] = controller = Controller(device.bars[0])
-        controller.start()
+        controller.start(device.address)
 
     def remove(self, device):
         self.controllers.pop(device.address).stop()
-        self.claim.release()
 
 
 def address_of(block):
@@ -147,14 +146,14 @@ def check_bar_address(device):
     memmap.unregister(bar.address, PAGE)
 
 
-def identify(bus, driver, device):
+def identify(bus, driver, device, which=""):
     """Have the controller write what it is, and tell that."""
     data = zone.reserve("data", PAGE, align=PAGE)
     status = driver.controllers[device.address].identify(address_of(data))
     check(status == 0, f"status {status:#x} of identify")
     content = bytes(memoryview(data))
-    tell("serial", content[4:24].decode().strip())
-    tell("model", content[24:64].decode().strip())
+    tell(f"serial{which}", content[4:24].decode().strip())
+    tell(f"model{which}", content[24:64].decode().strip())
     check(struct.unpack_from("<H", content)[0] == device.vendor, "vendor of identify")
     data.free()
 
@@ -195,7 +194,7 @@ def main(what, mode, *more):
     tell("vfio", sentences[0])
     check(vtophys.mode() == mode, f"mode {vtophys.mode()}")
     bus.register(driver)
-    [device] = bus.probe()
+    device, *others = bus.probe()
     tell("found", f"{device.address} {device.class_code:06x}")
     check(owner_of(device.address) == os.getpid(), "no claim")
     check_registers(device)
@@ -208,8 +207,12 @@ def main(what, mode, *more):
     if what == "limits":
         limits(bus, driver, device)
     bus.detach(device.address)
-    check(vtophys.mappings() == [], "mappings that are left")
     check(owner_of(device.address) is None, "a claim that is left")
+    # The first has gone, with the descriptors that it brought; the others go on.
+    for other in others:
+        identify(bus, driver, other, "-of-another")
+        bus.detach(other.address)
+    check(vtophys.mappings() == [], "mappings that are left")
     pci.stop(bus)
     memory.fini()
     left = {os.readlink(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd") if n > "2"

@@ -63,13 +63,14 @@ def steps(driver, *arguments):
                   "value kernel-serial $(cat /sys/class/nvme/nvme0/serial)\n"
                   "value kernel-model $(cat /sys/class/nvme/nvme0/model)",
         "in-use": f"{IN_USE}\n",
-        "bind": f"{tool} bind {driver} $(basename $(readlink /sys/class/nvme/nvme0/device))\n"
+        "bind": f"{tool} bind {driver} $(for c in /sys/class/nvme/*; do"
+                " basename $(readlink $c/device); done)\n"
                 f"{tool} list",
         "drive": f"{COMMAND} -m tests.e2e.nvme {' '.join(arguments)}",
         "page": f"{COMMAND} /page.py > /tmp/page\n"
                 "value page $(cat /tmp/page)",
         "return": f"addr=$({tool} list | sed -n 's/ .*drv={driver}.*//p')\n"
-                  f"{tool} bind nvme $addr\n"
+                  f"{tool} bind nvme $(echo $addr | cut -d ' ' -f 1)\n"
                   "for i in $(seq 100); do\n"
                   "    [ -e /sys/class/nvme/nvme0/serial ] && break\n"
                   "    usleep 50000\n"
@@ -90,9 +91,11 @@ def check(guest):
     assert guest.value("model") == guest.value("kernel-model") == "QEMU NVMe Ctrl"
     assert guest.value("pages") == str(6 << 8)
     assert guest.value("returned") == SERIAL
-    registers, address = guest.value("page").split()
-    assert int(registers, 16) == cap
-    assert int(address, 16) % 4096 == 0
+    # CAP of each controller, an address, and that each has been let go of.
+    words = guest.value("page").split()
+    count = words.count("gone")
+    assert words == [f"{cap:#x}"] * count + [words[count]] + ["gone"] * count
+    assert count > 0 and int(words[count], 16) % 4096 == 0
 
 
 @pytest.fixture
@@ -117,7 +120,8 @@ def test_uio_pci_generic(boot, files, controller, more):
 # An IOMMU that is as wide as our addresses, and one that is not: there memory has physical ones.
 @pytest.mark.parametrize(("bits", "mode"), [(48, "va"), (39, "pa")])
 def test_vfio_pci(boot, files, controller, bits, mode):
-    devices = ["-device", f"intel-iommu,aw-bits={bits}", *controller]
+    devices = ["-device", f"intel-iommu,aw-bits={bits}", *controller, "-device",
+               "nvme,serial=another"]
     with boot(steps=steps("vfio-pci", "limits", mode), files=files, memory=512, devices=devices,
               modules=["vfio_iommu_type1", "vfio-pci"], append="intel_iommu=on") as guest:
         guest.wait(240)
@@ -125,3 +129,4 @@ def test_vfio_pci(boot, files, controller, bits, mode):
         assert guest.value("vfio") == "VFIO support initialized"
         assert int(guest.value("mappings")) > 0
         assert guest.value("limits") == "kept"
+        assert guest.value("serial-of-another") == "another"

@@ -9,7 +9,9 @@ from tests.lib.pci_tree import PciTree
 from vhostrt import log
 from vhostrt.env import vtophys
 from vhostrt.env.options import EnvOptions
+from vhostrt.env.pci.address import Address
 from vhostrt.env.pci.bus import Bus
+from vhostrt.env.pci.claim import claim, owner_of
 from vhostrt.env.pci.driver import ANY, Driver, Id
 
 NVME = Id(class_code=0x010802)
@@ -285,6 +287,46 @@ def test_registers_are_unmapped_when_a_driver_does_not_want_the_device(three, ma
     bus.probe()
     assert [device.access for device in bus.devices] == [None] * 3
     assert open_files() == before
+
+
+# Claims; with an address that no machine has, as they are in their real place.
+
+FAR = "fffe:fd:1e.5"
+
+
+@pytest.mark.parametrize("answer", [0, 1, -errno.EIO, OSError(errno.EIO, "it does not answer")])
+def test_a_claim_lasts_as_long_as_the_driver_has_the_device(tree, make_bus, answer):
+    class Claimer(Taker):
+        def probe(self, device):
+            device.claim()
+            device.claim()
+            assert owner_of(device.address) == os.getpid()
+            return super().probe(device)
+
+        def remove(self, device):
+            assert owner_of(device.address) == os.getpid()
+    tree.device(FAR, driver="uio_pci_generic")
+    bus = make_bus(tree, Claimer(answer))
+    if answer in (0, 1):
+        assert addresses(bus.probe()) == ([] if answer else [FAR])
+    else:
+        with pytest.raises(OSError, match="none of the 1 PCI devices could be used"):
+            bus.probe()
+    assert owner_of(bus.devices[0].address) == (os.getpid() if answer == 0 else None)
+    bus.close()
+    assert owner_of(Address.parse(FAR)) is None
+
+
+def test_a_device_that_another_has_claimed_cannot_be_used(tree, make_bus, lines):
+    class Claimer(Taker):
+        def probe(self, device):
+            device.claim()
+    tree.device(FAR, driver="uio_pci_generic")
+    held = claim(Address.parse(FAR))
+    with pytest.raises(OSError, match="none of the 1 PCI devices"):
+        make_bus(tree, Claimer()).probe()
+    assert any(f"probably process {os.getpid()} has claimed it" in line for line in lines())
+    held.release()
 
 
 # Allow and block lists.

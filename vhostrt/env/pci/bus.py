@@ -221,15 +221,16 @@ class Bus:
                                "vfio-pci or uio_pci_generic, skipped")
                 return False
             map_device(device, self.vfio_container(device))
+        said = -1
         try:
             said = driver.probe(device) or 0
-        except BaseException:
-            unmap_device(device)
-            raise
+        finally:
+            if said != 0:
+                unmap_device(device)
+                device.unclaim()
         if said == 0:
             device.driver = driver
             return True
-        unmap_device(device)
         if said < 0:
             raise OSError(-said, f"driver {driver.name}: {os.strerror(-said)}")
         return False
@@ -296,6 +297,7 @@ class Bus:
                 driver.remove(device)
         finally:
             unmap_device(device)
+            device.unclaim()
 
     def close(self) -> None:
         """Let go of all devices, and forget drivers and devices.  Again: nothing.

@@ -53,6 +53,7 @@ class Device:
     arguments: str = ""                 # said behind the address with -A, for its driver
     driver: Driver | None = None        # who has taken it
     access: Access | None = field(default=None, repr=False)     # while it is mapped
+    claimed: Claim | None = field(default=None, repr=False)     # by this process
 
     @property
     def path(self) -> str:
@@ -72,10 +73,20 @@ class Device:
         """
         return self.access.bars if self.access is not None else (None,) * BARS
 
-    def claim(self) -> Claim:
-        """Claim it for this process; OSError EACCES names the process that has it."""
+    def claim(self) -> None:
+        """Claim it for this process; OSError EACCES names the process that has it.
+
+        For its driver, in probe; the bus gives the claim up when the driver does not have it.
+        """
         from vhostrt.env.pci.claim import claim
-        return claim(self.address)
+        if self.claimed is None:
+            self.claimed = claim(self.address)
+
+    def unclaim(self) -> None:
+        """Give the claim up; without one, nothing."""
+        claimed, self.claimed = self.claimed, None
+        if claimed is not None:
+            claimed.release()
 
     def refresh(self) -> None:
         """Read everything again that sysfs shows; OSError or ValueError, and nothing changes."""

@@ -50,4 +50,7 @@ class Driver:
         return 1
 
     def remove(self, device: Device) -> None:
-        """Let go of a device that probe has taken; its BARs are unmapped afterwards."""
+        """Let go of a device that probe has taken.
+
+        Afterwards its BARs are unmapped and its claim is given up.
+        """
