@@ -7,10 +7,10 @@ import pytest
 
 from tests.lib.pci_tree import PciTree
 from vhostrt import log
-from vhostrt.env import vtophys
+from vhostrt.env import memmap, memory, vtophys
 from vhostrt.env.options import EnvOptions
 from vhostrt.env.pci.address import Address
-from vhostrt.env.pci.bus import Bus
+from vhostrt.env.pci.bus import Bus, start, stop
 from vhostrt.env.pci.claim import claim, owner_of
 from vhostrt.env.pci.driver import ANY, Driver, Id
 
@@ -508,3 +508,60 @@ def test_uio_is_refused_while_addresses_are_virtual(three, make_bus, lines):
         assert any("bind it to vfio-pci, or say --iova-mode pa" in line for line in lines())
     finally:
         vtophys.fini()
+
+
+# The whole.
+
+@pytest.fixture
+def heap():
+    memory.fini()
+    memory.init(EnvOptions(no_huge=True))
+    yield
+    memory.fini()
+
+
+def test_start_and_stop_may_be_repeated_and_leave_nothing(three, heap):
+    before = open_files()
+    for _ in range(3):
+        bus, sentences = start(EnvOptions(roots=three.roots))
+        assert sentences == [
+            "VFIO is not there: the module vfio-pci is not loaded",
+            f"no physical addresses: {three.folder}/proc/self/pagemap cannot be opened (No such "
+            "file or directory)"]
+        driver = Taker()
+        bus.register(driver)
+        assert len(bus.probe()) == 3
+        block = memory.zalloc(4096)
+        assert len(memmap.registered()) == 1
+        stop(bus)
+        stop(bus)
+        assert [call[0] for call in driver.calls] == ["probe"] * 3 + ["remove"] * 3
+        assert (memmap.registered(), vtophys.mode()) == ([], None)
+        block.free()
+    assert open_files() == before
+
+
+def test_start_without_pci_has_no_addresses_for_devices(three, heap):
+    bus, sentences = start(EnvOptions(roots=three.roots, no_pci=True))
+    assert (bus.devices, sentences, vtophys.mode()) == ([], [], None)
+    stop(bus)
+
+
+def test_start_on_a_machine_without_the_bus(tree, heap, lines):
+    shutil.rmtree(tree.folder / "sys/bus")
+    bus, _ = start(EnvOptions(roots=tree.roots))
+    assert (bus.devices, vtophys.mode()) == ([], "pa")
+    assert any("*WARNING*: Scan for (pci) bus failed: the PCI bus cannot" in s for s in lines())
+    stop(bus)
+
+
+def test_a_start_that_fails_starts_nothing(three, heap):
+    before = open_files()
+    with pytest.raises(ValueError, match="option --iova-mode va: it needs an IOMMU"):
+        start(EnvOptions(roots=three.roots, iova_mode="va"))
+    vtophys.init()
+    with pytest.raises(OSError, match="already initialised"):
+        start(EnvOptions(roots=three.roots))
+    assert (memmap.registered(), vtophys.mode()) == ([], "pa"), "what others have started is ended"
+    vtophys.fini()
+    assert open_files() == before

@@ -333,13 +333,19 @@ def start(options: EnvOptions | None = None) -> tuple[Bus, list[str]]:
     """Scan the bus, and start the memory map and the addresses for devices.
 
     Return the bus, which stop ends, and sentences to be said.  With no_pci there are no devices
-    and no addresses for them.  OSError or ValueError; then nothing is started.
+    and no addresses for them; a machine without the bus has no devices, and that is said.
+    OSError or ValueError; then nothing is started.
     """
     bus = Bus(options)
     if bus.options.no_pci:
         return bus, []
     from vhostrt.env import memmap, vtophys
-    bus.scan()
+    if vtophys.mode() is not None:
+        raise OSError(errno.EALREADY, "addresses for devices are already initialised")
+    try:
+        bus.scan()
+    except OSError as error:
+        log.warning(f"Scan for (pci) bus failed: {text_of(error)}")
     mode, sentence = bus.iova_mode()
     try:
         memmap.init()
