@@ -42,8 +42,8 @@ class Guest:
     (see initramfs.py); files map paths in the guest to contents; folder is an empty one for what
     QEMU reads and writes; memory is in MiB; modules are kernel modules to load besides the usual
     ones; devices are more words for QEMU, append for the kernel's command line; nodes are NUMA
-    nodes that share memory and vCPUs. VHOSTRT_GUEST_ACCEL
-    chooses another accelerator than tcg, the one that works everywhere.
+    nodes that share memory and vCPUs. VHOSTRT_GUEST_ACCEL chooses another accelerator than tcg,
+    the one that works everywhere.
     """
 
     def __init__(self, kernel: Kernel, folder: Path, *, steps: Mapping[str, str],
