@@ -138,14 +138,19 @@ def read_address(text: str) -> int:
 
 
 def read_pci_address(text: str) -> str:
-    """Read `[[domain:]bus:]dev.function` in hexadecimal, `.` also for `:` as SPDK takes it.
+    """Read `[domain:]bus:device[.function]` in hexadecimal; return it as dddd:bb:dd.f.
 
-    Return it as dddd:bb:dd.f. The function may be left out (0) where colons separate the rest.
+    As SPDK takes it, also with dots throughout: domain.bus.device.function, bus.device.function,
+    bus.device.
     """
-    parts = text.replace(".", ":").split(":")
-    if "." not in text:
-        parts.append("0")
-    parts = ["0"] * (4 - len(parts)) + parts
+    head, dot, last = text.rpartition(".")
+    if ":" in head and dot:
+        parts = [*head.split(":"), last]
+    elif ":" in text:
+        parts = [*text.split(":"), "0"]
+    else:
+        parts = text.split(".") if text.count(".") != 1 else [head, last, "0"]
+    parts = ["0"] * (4 - len(parts)) + parts if len(parts) > 2 else []
     if len(parts) == 4 and all(part and HEX.issuperset(part) for part in parts):
         domain, bus, device, function = (int(part, 16) for part in parts)
         if domain <= 0xffffffff and bus <= 0xff and device <= 0x1f and function <= 7:

@@ -26,20 +26,22 @@ class Guest:
 
     disks are the paths of vhost-user-blk sockets (vda, vdb...); steps map names to shell scripts
     (see initramfs.py); files map paths in the guest to contents; folder is an empty one for what
-    QEMU reads and writes; memory is in MiB. VHOSTRT_GUEST_ACCEL chooses another accelerator than
-    tcg, the one that works everywhere.
+    QEMU reads and writes; memory is in MiB; modules are kernel modules to load besides the usual
+    ones; devices are more words for QEMU, append for the kernel's command line. VHOSTRT_GUEST_ACCEL
+    chooses another accelerator than tcg, the one that works everywhere.
     """
 
     def __init__(self, kernel: Kernel, folder: Path, *, steps: Mapping[str, str],
                  disks: Sequence[Path] = (), files: Mapping[str, bytes] | None = None,
-                 vcpus: int = 2, queues: int = 2, memory: int = 256):
+                 vcpus: int = 2, queues: int = 2, memory: int = 256,
+                 modules: Sequence[str] = (), devices: Sequence[str] = (), append: str = ""):
         self.steps = list(steps)
         self.console = folder / "console"
         self.report = folder / "report"
         self.errors = folder / "qemu.err"
         self.qemu: subprocess.Popen[bytes] | None = None
         image = folder / "initramfs"
-        image.write_bytes(initramfs.build(kernel, steps, files or {}))
+        image.write_bytes(initramfs.build(kernel, steps, files or {}, modules))
         self.command = [
             need("qemu-system-x86_64", "qemu-system-x86"),
             "-accel", os.environ.get("VHOSTRT_GUEST_ACCEL", "tcg"), "-cpu", "max",
@@ -47,7 +49,8 @@ class Guest:
             "-object", f"memory-backend-memfd,id=memory,size={memory}M,share=on",
             "-nodefaults", "-no-user-config", "-nographic", "-no-reboot",
             "-serial", f"file:{self.console}", "-serial", f"file:{self.report}",
-            "-kernel", str(kernel.image), "-initrd", str(image), "-append", COMMAND_LINE,
+            "-kernel", str(kernel.image), "-initrd", str(image),
+            "-append", f"{COMMAND_LINE} {append}", *devices,
         ]
         for i, disk in enumerate(disks):
             self.command += ["-chardev", f"socket,id=disk{i},path={disk}", "-device",

@@ -1,302 +1,374 @@
 """The memory of the environment: a heap over segments that grows when asked.
 
-Owner:    memory.init and memory.fini, by the control thread; a block belongs to its caller.
-Threads:  any, under a mutex: set-up time only, never the data path.
-Fails:    NULL or -errno; OSError with a sentence from the Python face.
+The heap is in the record of the environment.  The primary process hands memory out; a secondary
+one, attached to its record, looks things up there and maps what the primary has added.
 """
-import os
-import re
-
-from cpython.buffer cimport PyBuffer_FillInfo
-from libc.errno cimport EALREADY, EINVAL, ENOMEM, EOPNOTSUPP, ESRCH
-from libc.stdint cimport SIZE_MAX, uintptr_t
-from posix.types cimport pid_t
-from posix.unistd cimport getpid
+from libc.errno cimport EALREADY, EBUSY, EINVAL, ENOMEM, EPERM, ESRCH
+from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+from vhostrt.base.atomics cimport fetch_add_u32, load_relaxed_u32
 from vhostrt.base.errors cimport ok
-from vhostrt.env.heap cimport (heap_add, heap_close, heap_free, heap_init, heap_owns, heap_stats,
-                               heap_stats_t, heap_t, heap_zalloc)
-from vhostrt.env.segment cimport (huge_pages_free, segment_map, segment_map_file,
-                                  segment_populate, segment_t, segment_unmap)
+from vhostrt.env.growth cimport (growth_give, growth_share, growth_take, take_on, tell_all_come,
+                                 tell_come, tell_gone, watch_add, watch_remove)
+from vhostrt.env.heap cimport (REGIONS, WHOLE_WANTED, heap_close, heap_resize, heap_size, region_t,
+                               want_init, want_t)
+from vhostrt.env.region cimport iova_at, region_at, region_next
+from vhostrt.env.segment cimport SEGMENT_FILE
+from vhostrt.env.shared cimport (EOWNERDEAD, config_lock, config_map_region, config_unlock,
+                                 config_unmap, env_config_t)
 
-from vhostrt.env.segment import array_over, check_node
-
-MIB = 1 << 20
-HUGE_PAGE = 2 * MIB
-FILE_DEFAULT = 1024 * MIB       # bytes a node of a reserved file that is new, when none are told
+cdef extern from "<pthread.h>" nogil:
+    int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil,
+                       void (*child)() noexcept nogil)
 
 # Written by init and fini, of the control thread.
-cdef heap_t g_heap
-cdef pid_t g_pid = 0            # 0: not initialised
+cdef env_config_t *g_config = NULL      # also in a forked child, which only env_owns looks at
+cdef bint g_begun = False               # between init and fini; a forked child begins anew
+cdef bint g_told_of_forks = False
+cdef bint g_primary = False
+cdef object g_end = None                # called without arguments when all has been given back
+# Under the lock.
+cdef uint32_t g_mapped[REGIONS]         # of a secondary process: serials of what it has mapped
+cdef uint32_t g_changes = 0
+cdef uint32_t g_views = 0               # Python's views of zones; any thread
 
 
 cdef bint env_ready() noexcept nogil:
-    """True between memory.init and memory.fini, and not in a forked child."""
-    return g_pid != 0 and g_pid == getpid()
+    """True when memory can be had: between init and fini, in the primary process itself."""
+    return g_begun and g_primary
 
+
+cdef void in_child() noexcept nogil:
+    """The memory is not in a forked child; its record is looked at by env_owns alone."""
+    global g_begun
+    g_begun = False
+
+
+# Who is told of segments.
+
+cdef int env_watch_segments(segment_fn fn, void *ctx) noexcept nogil:
+    """Have fn called for every segment there is, now, and for each that comes or goes later.
+
+    It runs under the lock and must not call back into this module.
+    0
+    -ENOSPC  8 are watching
+    -errno   what fn has answered: it has been told that the others go, and is not called again;
+             or that the record cannot be had, as env_lock
+    """
+    cdef env_config_t *c = NULL
+    cdef int rc = 0
+    if g_begun:
+        c = env_lock(False, &rc)
+        if c is NULL:
+            return rc
+    rc = watch_add(c, fn, ctx)
+    if c is not NULL:
+        env_unlock(c)
+    return rc
+
+
+cdef void env_unwatch_segments(segment_fn fn, void *ctx) noexcept nogil:
+    """Have fn with this ctx not called any more; it is not told that anything goes."""
+    cdef int rc = 0
+    cdef env_config_t *c = env_lock(False, &rc)
+    watch_remove(fn, ctx)
+    if c is not NULL:
+        env_unlock(c)
+
+
+# The lock, and what has to be so under it.
+
+cdef int catch_up(env_config_t *c) noexcept nogil:
+    """Map what the primary process has added; 0 or -errno."""
+    cdef region_t *region = region_next(&c.heap, NULL)
+    cdef int rc = 0
+    cdef Py_ssize_t slot
+    global g_changes
+    if c.heap.changes == g_changes:
+        return 0
+    while region is not NULL and rc == 0:
+        slot = region - c.heap.regions
+        if g_mapped[slot] != region.serial:
+            rc = config_map_region(c, region)
+            if rc == 0:
+                rc = tell_come(region)
+            if rc == 0:
+                g_mapped[slot] = region.serial
+        region = region_next(&c.heap, region)
+    if rc == 0:
+        g_changes = c.heap.changes
+    return rc
+
+
+cdef env_config_t *env_lock(bint change, int *rc) noexcept nogil:
+    """Take the lock of the record and return it, or NULL and why.  change: to change its tables.
+
+    -ESRCH       not between init and fini, or in a forked child
+    -EPERM       only the primary process changes them
+    -EOWNERDEAD  the primary process has died while it changed them
+    -errno       a segment that the primary process has added cannot be mapped
+    """
+    cdef env_config_t *c = g_config
+    if not g_begun:
+        rc[0] = -ESRCH
+        return NULL
+    if change and not g_primary:
+        rc[0] = -EPERM
+        return NULL
+    rc[0] = config_lock(c, change)
+    if rc[0] < 0:
+        return NULL
+    if not g_primary:
+        rc[0] = catch_up(c)
+        if rc[0] < 0:
+            config_unlock(c)
+            return NULL
+    return c
+
+
+cdef void env_unlock(env_config_t *c) noexcept nogil:
+    """Give the lock back."""
+    config_unlock(c)
+
+
+cdef void env_view(int more) noexcept nogil:
+    """Count views into memory of the record that Python has: 1 or -1 more."""
+    fetch_add_u32(&g_views, <uint32_t>more)
+
+
+# What other modules use.
 
 cdef void *env_zalloc(size_t size, size_t align, int node) noexcept nogil:
     """Return size zeroed bytes that are in memory, or NULL.
 
     align: a power of two; at least 64, also for 0.  node: a NUMA node, and then no other; -1 for
-    any.  NULL: size 0, align no power of two, the limit (-s) is reached, the system has no memory,
-    or not between memory.init and memory.fini.
+    any, the calling thread's first.  NULL: size 0, align no power of two, the limit (-s) is
+    reached, the system has no memory, or not env_ready().
     """
-    return heap_zalloc(&g_heap, size, align, node) if env_ready() else NULL
+    cdef want_t want
+    cdef int rc = 0
+    cdef env_config_t *c
+    cdef void *block
+    if not want_init(&want, size, align):
+        return NULL
+    want.whole = WHOLE_WANTED
+    c = env_lock(True, &rc)
+    if c is NULL:
+        return NULL
+    block = growth_take(c, &want, node)
+    env_unlock(c)
+    return block
+
+
+cdef void *move(env_config_t *c, void *block, const want_t *want) noexcept nogil:
+    """Return a new block with the contents of another that goes, or NULL."""
+    cdef size_t size = heap_size(&c.heap, block)
+    cdef region_t *region = region_at(&c.heap, block)
+    cdef void *moved = take_on(c, want, region.segment.node)
+    if moved is NULL:
+        moved = growth_take(c, want, -1)
+    if moved is not NULL:
+        memcpy(moved, block, min(size, heap_size(&c.heap, moved)))
+        growth_give(c, block)
+    return moved
+
+
+cdef void *env_realloc(void *block, size_t size, size_t align) noexcept nogil:
+    """Return a block of size bytes with the contents of another, whose place it takes, or NULL.
+
+    It stays where it is when it becomes smaller or has room behind it; bytes that are added are
+    zeroed.  block: NULL for a new one.  NULL: as env_zalloc, or block is none that is handed out;
+    then there is no change.
+    """
+    cdef want_t want
+    cdef int rc = 0
+    cdef env_config_t *c
+    if block is NULL:
+        return env_zalloc(size, align, -1)
+    if not want_init(&want, size, align):
+        return NULL
+    want.whole = WHOLE_WANTED
+    c = env_lock(True, &rc)
+    if c is NULL:
+        return NULL
+    rc = heap_resize(&c.heap, block, &want)
+    if rc == -ENOMEM:
+        block = move(c, block, &want)
+    env_unlock(c)
+    return NULL if rc == -EINVAL else block
 
 
 cdef int env_free(void *block) noexcept nogil:
     """Give a block back; NULL is allowed.
 
     0
-    -EINVAL  not a block that is handed out: freed before, or foreign
+    -EINVAL  not a block that is handed out: freed before, or foreign; debug builds stop here
+    -EPERM   only the primary process gives back
     -ESRCH   a forked child, where the memory is not, or not initialised
     """
+    cdef int rc = 0
+    cdef env_config_t *c
     if block is NULL:
         return 0
-    return heap_free(&g_heap, block) if env_ready() else -ESRCH
+    c = env_lock(True, &rc)
+    if c is NULL:
+        return rc
+    rc = growth_give(c, block)
+    env_unlock(c)
+    return rc
 
 
 cdef bint env_owns(const void *at) noexcept nogil:
     """True when an address lies in the heap; also in a forked child, without touching it."""
-    return g_pid != 0 and heap_owns(&g_heap, at)
-
-
-# Where the memory comes from.
-
-def nodes() -> list:
-    """Return the NUMA nodes of the machine, at least node 0."""
-    try:
-        names = os.listdir("/sys/devices/system/node")
-    except OSError:
-        names = []
-    return sorted(int(name[4:]) for name in names if re.fullmatch(r"node\d+", name)) or [0]
-
-
-def read_number(path: str) -> int | None:
-    """Return the number in a file; None when there is none."""
-    try:
-        with open(path) as file:
-            return int(file.read())
-    except (OSError, ValueError):
-        return None
-
-
-def available() -> int:
-    """Return the bytes that ordinary memory has for us: what is free, within the control group."""
-    with open("/proc/meminfo") as file:
-        least = int(re.search(r"^MemAvailable:\s*(\d+) kB", file.read(), re.M)[1]) * 1024
-    try:
-        with open("/proc/self/cgroup") as file:
-            group = re.search(r"^0::(.*)$", file.read(), re.M)
-    except OSError:
-        group = None
-    # Up to the root, which inside a container is a group with limits of its own.
-    path = group[1] if group else ""
-    while group:
-        most = read_number(f"/sys/fs/cgroup{path}/memory.max")
-        used = read_number(f"/sys/fs/cgroup{path}/memory.current")
-        if most is not None and used is not None:
-            least = min(least, max(most - used, 0))
-        if path in ("", "/"):
-            break
-        path = path.rpartition("/")[0]
-    return least
-
-
-def shares(limit: int | None, directory: str, on: list) -> dict:
-    """Return path -> (bytes, node) of the reserved files; 0 bytes is the whole of the file.
-
-    A limit is split over the nodes in whole MiB, the remainder to the first of them.
-    """
-    wanted = {}
-    for n, node in enumerate(on):
-        path = os.path.join(directory, f"vhost_spdk_reserved_{node}")
-        if limit is not None:
-            mib = limit // MIB
-            size = (mib // len(on) + (n < mib % len(on))) * MIB
-        else:
-            size = 0 if os.path.exists(path) and os.path.getsize(path) else FILE_DEFAULT
-        if size or limit is None:
-            wanted[path] = (size, node)
-    return wanted
-
-
-cdef int add_file(str path, size_t size, int node) except -1:
-    """Map and populate a reserved file as a part of the heap."""
-    cdef segment_t segment
-    cdef size_t had = 0
-    name = os.fsencode(path)
-    cdef const char *c_name = name
+    cdef bint ours
     cdef int rc
-    what = f"memory file {path}"
-    before = huge_pages_free()
-    with nogil:
-        rc = segment_map_file(&segment, c_name, size, node)
-    if rc == -EOPNOTSUPP:
-        ok(rc, f"{what} is not in a hugetlbfs directory")
-    if rc == -ENOMEM:
-        ok(rc, f"{what} of {size // MIB} MiB: {before * HUGE_PAGE // MIB} MiB are free")
-    ok(rc, what)
-    with nogil:
-        rc = segment_populate(&segment, 0, segment.size, &had)
-    if rc < 0:
-        size = segment.size
-        segment_unmap(&segment)
-        ok(rc, f"{what} of {size // MIB} MiB: {had // MIB} MiB could be had")
-    return ok(heap_add(&g_heap, &segment, True), what)
+    if g_config is NULL:
+        return False
+    if not g_begun:
+        return region_at(&g_config.heap, at) is not NULL        # nobody else is in our copy
+    rc = config_lock(g_config, False)
+    ours = region_at(&g_config.heap, at) is not NULL
+    if rc == 0:
+        config_unlock(g_config)
+    return ours
 
 
-cdef int add_whole(size_t limit, bint huge) noexcept nogil:
-    """Map all of the limit as one segment, untouched; 0, or -ENOMEM: not so many huge pages."""
-    cdef segment_t segment
-    cdef int rc = segment_map(&segment, limit, -1, huge)
-    return heap_add(&g_heap, &segment, True) if rc == 0 else rc
+cdef uint64_t env_iova(const void *at) noexcept nogil:
+    """Return where a device sees a byte of the heap; UINT64_MAX when that is not known.
 
-
-cdef str start_heap(limit, huge_dir, bint no_huge):
-    """Fill the new heap with what is to be there from the start; return the sentence about it."""
-    if huge_dir is not None:
-        files = shares(limit, huge_dir, nodes())
-        for path, (size, node) in files.items():
-            add_file(path, size, node)
-        return f"Memory: {g_heap.total // MIB} MiB of huge pages in {', '.join(files)}"
-    free = huge_pages_free() * HUGE_PAGE
-    if limit is None and free and not no_huge:
-        return "Memory: huge pages of 2 MiB as long as there are any, taken when needed"
-    if limit is not None and not no_huge and add_whole(limit, True) == 0:
-        return f"Memory: {g_heap.total // MIB} MiB of huge pages of 2 MiB, reserved"
-    if limit is not None:
-        if limit > available():
-            ok(-ENOMEM, f"memory of {limit // MIB} MiB: {available() // MIB} MiB can be had")
-        ok(add_whole(limit, False), f"memory of {limit // MIB} MiB")
-    reason = "as asked" if no_huge else f"{free // MIB} MiB of huge pages are free"
-    return f"Memory: ordinary pages, transparent huge pages asked for ({reason})"
-
-
-def init(limit: int | None = None, *, huge_dir: str | None = None, no_huge: bool = False) -> str:
-    """Start the heap; return one sentence about where its memory comes from, to be said once.
-
-    limit: bytes it may have at most, all of which must be there to be had; None: no limit, and
-    nothing is taken before it is needed.  huge_dir: a hugetlbfs directory; the memory is files
-    vhost_spdk_reserved_<node> in it, made or grown when need be, that keep their pages when the
-    process ends; without a limit each is as large as it is, or 1 GiB.  no_huge: ordinary pages.
-    OSError with a sentence when it cannot be; then there is no heap.  Control thread.
+    It is known where pages were sorted by physical address, and where devices see memory at the
+    addresses of the process (--iova-mode=va).
     """
-    global g_pid
-    if env_ready():
+    cdef uint64_t iova
+    cdef int rc = 0
+    cdef env_config_t *c = env_lock(False, &rc)
+    if c is NULL:
+        return UINT64_MAX
+    iova = iova_at(&c.heap, at, 1)
+    env_unlock(c)
+    return iova
+
+
+# Starting and stopping.
+
+cdef int env_begin(env_config_t *c, bint primary, bint shared, object end) except -1:
+    """Make a record the one of this process; its segments are there, watches are told of them.
+
+    end: called without arguments, at last, by fini, with the names of the files to remove.
+    """
+    global g_config, g_begun, g_primary, g_changes, g_end, g_told_of_forks
+    ok(tell_all_come(c) if primary else 0, "a memory segment is refused by who watches them")
+    growth_share(shared)
+    g_config = c
+    g_primary = primary
+    g_end = end
+    g_changes = 0
+    memset(g_mapped, 0, sizeof(g_mapped))
+    if not g_told_of_forks:
+        ok(-pthread_atfork(NULL, NULL, in_child), "to be told of forks")
+        g_told_of_forks = True
+    g_begun = True
+    return 0
+
+
+def init(options: EnvOptions | None = None, lcores_on_node: dict | None = None) -> str:
+    """Start the memory; return one sentence about where it comes from, to be said once.
+
+    options: EnvOptions; None: nothing is asked for.  lcores_on_node: NUMA node -> how many lcores
+    it has, by which memory is shared out; None: the CPUs that this process may use.  OSError or
+    ValueError with a sentence when it cannot be; then there is none.  Control thread.
+    """
+    from vhostrt.env.modes import start
+    from vhostrt.env.options import EnvOptions
+    if g_begun:
         ok(-EALREADY, "memory is already initialised")
-    if limit is not None and not 0 < limit <= SIZE_MAX // 4:
-        ok(-EINVAL, f"memory of {limit} bytes")
-    on = nodes()
-    heap_init(&g_heap, SIZE_MAX // 2, not no_huge and huge_dir is None, len(on) == 1)
-    try:
-        sentence = start_heap(limit, huge_dir, no_huge)
-    except BaseException:
-        heap_close(&g_heap)
-        raise
-    if g_heap.total:
-        g_heap.limit = g_heap.total
-    g_pid = getpid()
-    return sentence
+    return start(options or EnvOptions(), lcores_on_node)
 
 
 def fini() -> None:
-    """Give the heap back.  Nothing is done before init or in a forked child.
+    """Give the memory back, or detach from it.  Nothing is done before init or in a forked child.
 
-    OSError EBUSY while blocks are handed out; then it stays, and fini may be called again.
+    OSError EBUSY while blocks are handed out, or zones of another process are looked into; then
+    it stays, and fini may be called again.
     """
-    global g_pid
-    if not env_ready():
-        g_pid = 0
+    global g_config, g_begun, g_end
+    cdef env_config_t *c = g_config
+    cdef region_t *region
+    if not g_begun:
         return
-    what = f"memory: {g_heap.blocks} blocks of {g_heap.used} bytes in all are still in use"
-    ok(heap_close(&g_heap), what)
-    g_pid = 0
+    if load_relaxed_u32(&g_views):
+        ok(-EBUSY, f"memory: {g_views} views of its zones are still in use")
+    if g_primary and c.heap.blocks:
+        ok(-EBUSY, f"memory: {c.heap.blocks} blocks of {c.heap.used} bytes in all are still in "
+                   f"use{names_of_zones(c)}")
+    region = region_next(&c.heap, NULL)
+    while region is not NULL:
+        if g_primary or g_mapped[region - c.heap.regions] == region.serial:
+            tell_gone(region)
+        region = region_next(&c.heap, region)
+    end, g_end = g_end, None
+    files = files_of(c) if g_primary else []
+    g_begun = False
+    g_config = NULL
+    if g_primary:
+        c.head.magic = 0
+        heap_close(&c.heap)
+    config_unmap(c)
+    end(files)
+
+
+def leave() -> None:
+    """As fini, for a process that ends: what is in use stays, but no file is left of it."""
+    if ready() and g_end is not None:
+        if g_primary:
+            g_config.head.magic = 0
+        g_end(files_of(g_config) if g_primary else [])
+
+
+cdef list files_of(env_config_t *c):
+    """Return the names of the files that go with the process."""
+    cdef region_t *region = region_next(&c.heap, NULL)
+    names = []
+    while region is not NULL:
+        if region.file[0] and region.segment.kind != SEGMENT_FILE:
+            names.append(region.file.decode("utf-8", "surrogateescape"))
+        region = region_next(&c.heap, region)
+    return names
+
+
+cdef str names_of_zones(env_config_t *c):
+    """Return the names of the zones there are, for a sentence."""
+    cdef uint32_t i
+    names = [c.zones[i].name.decode(errors="replace") for i in range(c.zone_end)
+             if c.zones[i].name[0]]
+    return f"; zones: {', '.join(names)}" if names else ""
+
+
+cdef str env_sentence(int rc):
+    """Say why env_lock has failed."""
+    if rc == -EPERM:
+        return f"only the primary process {g_config.head.pid} hands memory out"
+    if rc == -EOWNERDEAD:
+        return f"the primary process {g_config.head.pid} has died while it changed the memory"
+    return "memory is not initialised" if rc == -ESRCH else "memory of the primary process"
 
 
 def ready() -> bool:
-    """True between init and fini."""
-    return env_ready()
+    """True between init and fini, in a secondary process too."""
+    return g_begun
 
 
-def stats() -> dict:
-    """Return byte counts: total, used, free, free_max, populated, huge; and blocks, segments.
+# What else Python finds here; a program that does without does not load it.
 
-    limit is None without one.  All zeroes before init.
-    """
-    cdef heap_stats_t now
-    if not env_ready():
-        return dict.fromkeys(("total", "used", "free", "free_max", "populated", "huge", "blocks",
-                              "segments"), 0) | {"limit": None}
-    heap_stats(&g_heap, &now)
-    return {"total": now.total, "used": now.used, "free": now.free, "free_max": now.free_max,
-            "populated": now.populated, "huge": now.huge, "blocks": now.blocks,
-            "segments": now.regions,
-            "limit": None if g_heap.limit == SIZE_MAX // 2 else g_heap.limit}
+PLACES = {**dict.fromkeys(("Allocation", "malloc", "zalloc", "realloc", "free"), "allocation"),
+          **dict.fromkeys(("stats", "segments", "virt2iova", "primary_pid"), "overview")}
 
 
-cdef class Allocation:
-    """A block of the heap, made by zalloc; given back by free or with the last reference.
-
-    It is a buffer: memoryview, numpy.frombuffer and .array share its memory and keep it.
-    """
-    cdef void *block            # NULL after free
-    cdef Py_ssize_t size
-    cdef Py_ssize_t exports
-
-    def __dealloc__(self):
-        env_free(self.block)
-
-    @property
-    def address(self) -> int:
-        """Where it begins; 0 once freed."""
-        return <uintptr_t>self.block
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getbuffer__(self, Py_buffer *view, int flags):
-        if self.block is NULL:
-            raise ValueError("the block has been freed")
-        PyBuffer_FillInfo(view, self, self.block, self.size, 0, flags)
-        self.exports += 1
-
-    def __releasebuffer__(self, Py_buffer *view):
-        self.exports -= 1
-
-    def array(self, dtype="uint8", shape=-1):
-        """Return a NumPy array over the first bytes, or with shape -1 over all; it is a view."""
-        return array_over(self, dtype, shape)
-
-    def free(self) -> None:
-        """Give the block back; BufferError while a view into it lives.  Again: nothing."""
-        if self.exports:
-            raise BufferError(f"the block is in use: {self.exports} views of it live")
-        ok(env_free(self.block), "free of a block")
-        self.block = NULL
-        self.size = 0
-
-
-def zalloc(size: int, align: int = 64, node: int = -1) -> Allocation:
-    """Return a block of zeroed bytes that are in memory.
-
-    align: bytes, a power of two.  node: a NUMA node, and then no other; -1 for any.  OSError
-    ENOMEM when it cannot be had, EINVAL for a size or alignment that makes no sense.
-    """
-    what = f"block of {size} bytes"
-    if not env_ready():
-        ok(-ESRCH, f"{what}: memory is not initialised")
-    if not 0 < size <= SIZE_MAX // 4:
-        ok(-EINVAL, what)
-    if not 0 < align <= SIZE_MAX // 4 or align & (align - 1):
-        ok(-EINVAL, f"{what} aligned to {align}")
-    check_node(node, what)
-    cdef Allocation allocation = Allocation.__new__(Allocation)
-    cdef size_t c_size = size, c_align = align
-    cdef int c_node = node
-    with nogil:
-        allocation.block = env_zalloc(c_size, c_align, c_node)
-    if allocation.block is NULL:
-        ok(-ENOMEM, what)
-    allocation.size = size
-    return allocation
+def __getattr__(name: str):
+    """Return what a module beside this one has under a name."""
+    if name not in PLACES:
+        raise AttributeError(f"module 'vhostrt.env.memory' has no attribute {name!r}")
+    from vhostrt.env import allocation, overview
+    found = getattr(allocation if PLACES[name] == "allocation" else overview, name)
+    globals()[name] = found
+    return found
