@@ -91,7 +91,7 @@ cdef void arm() noexcept nogil:
         return
     now(&s, &us)
     memset(&when, 0, sizeof(when))
-    when.it_value.tv_nsec = 1000                                # due already: in 1 us, for 0 is never
+    when.it_value.tv_nsec = 1000                                # due already: 0 would be never
     if before(s, us, g_alarms):
         # The difference of the whole seconds first: those of an alarm may be near 2^64 / 10^6.
         wait = min(g_alarms.s - s, <uint64_t>ARM_MAX) * SECOND_US + g_alarms.us - us
@@ -275,12 +275,11 @@ cdef class Alarm:
         return count > 0
 
 
-cdef void run_python(void *arg) noexcept nogil:
-    # On the interrupt thread, never on a reactor.
-    with gil:
-        handle = <Alarm>arg
-        g_handles.discard(handle)
-        deliver(handle.callback, handle.loop)
+# On the interrupt thread, never on a reactor.
+cdef void run_python(void *arg) noexcept with gil:
+    handle = <Alarm>arg
+    g_handles.discard(handle)
+    deliver(handle.callback, handle.loop)
 
 
 def set_alarm(us: int, callback, *, loop=None) -> Alarm:

@@ -383,11 +383,10 @@ cdef void deliver(object callback, object loop) noexcept:
         loop.call_soon_threadsafe(callback)
 
 
-cdef void run_python(void *arg) noexcept nogil:
-    # On the interrupt thread, never on a reactor.
-    with gil:
-        handle = <Interrupt>arg
-        deliver(handle.callback, handle.loop)
+# On the interrupt thread, never on a reactor.
+cdef void run_python(void *arg) noexcept with gil:
+    handle = <Interrupt>arg
+    deliver(handle.callback, handle.loop)
 
 
 def register(fd: int, callback, *, kind: str, loop=None) -> Interrupt:
