@@ -19,6 +19,7 @@ from vhostrt.base.atomics cimport (exchange_u32, fetch_add_u32, fetch_add_u64, f
                                    load_acquire_u32, load_acquire_u64, load_relaxed_u64,
                                    store_relaxed_u64, store_release_u32, store_release_u64,
                                    u32_line)
+from vhostrt.base.check cimport static_check
 from vhostrt.base.pthreads cimport (pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
                                     pthread_mutex_unlock)
 from vhostrt.base.ticks cimport ticks_now
@@ -33,6 +34,7 @@ cdef extern from "<sched.h>" nogil:
 
 cdef enum:
     IDLE_LOOPS = 64             # without work, between two yields
+    LCORE_WORDS = 16            # of 64 bits, one for each lcore
     # The state of a service; 0: its place is free.
     USED = 1
     COMPONENT = 2               # its component lets it run
@@ -242,9 +244,10 @@ cdef int service_unregister(uint32_t id_) noexcept nogil:
     -EBUSY   called on one of its lcores, or a thread is in service_run_iter of it
     -EINVAL  no such service
     """
-    cdef uint64_t lcores[LCORE_MAX // 64]
+    cdef uint64_t lcores[LCORE_WORDS]
     cdef uint32_t lcore
     cdef int rc
+    static_check(LCORE_WORDS * 64 == LCORE_MAX)
     memset(lcores, 0, sizeof(lcores))
     pthread_mutex_lock(&g_lock)
     rc = begin_leaving(id_, lcores)
@@ -313,7 +316,8 @@ cdef int service_runstate_get(uint32_t id_) noexcept nogil:
     if service is NULL:
         return -EINVAL
     state = load_acquire_u32(&service.state)
-    return (state & BOTH) == BOTH and (state & UNCHECKED or load_acquire_u32(&service.mapped) > 0)
+    return (state & BOTH) == BOTH and ((state & UNCHECKED) != 0
+                                       or load_acquire_u32(&service.mapped) > 0)
 
 
 cdef int service_mapped_check_set(uint32_t id_, bint on) noexcept nogil:
