@@ -1,10 +1,9 @@
 """Bounded rings of pointers between threads: one struct, two ways to move on each side.
 
-Owner:    whoever called ring_create or ring_create_named, or the owner of the memory given to
-          ring_init.
+Owner:    whoever called ring_create, or the owner of the memory given to ring_init.
 Threads:  *_sp_* from one producer thread, *_mp_* from any number; *_sc_* from one consumer
           thread, *_mc_* from any number.  A ring is used one way on each side for its life.
-          A named ring lies in shared memory: the threads may be of several processes.
+          In shared memory (named_ring.pxd) the threads may be of several processes.
 Fails:    each says how many it moved.  Without a suffix an enqueue moves all or nothing and a
           dequeue what is there; *_burst moves what fits, *_bulk all or nothing.
 """
@@ -45,6 +44,7 @@ cdef struct ring_t:
     uint32_t mask               # slots - 1; slots is a power of two
     uint32_t capacity           # usable slots: fewer than there are
     uint32_t kind               # RING_*, with RING_EXACT where it was asked for
+    char name[32]               # of a named ring, by named_ring.pyx
     u32_line prod_head          # written by producers
     uint32_t prod_tail
     u32_line cons_head          # written by consumers
@@ -266,11 +266,12 @@ cdef inline uint32_t ring_dequeue_bulk(ring_t *r, void **objs, uint32_t n) noexc
     return ring_mc_dequeue_bulk(r, objs, n)
 
 
+cdef uint32_t checked_kind(str kind, bint exact) except? 0xFFFFFFFF
+cdef int check_count(object count, uint32_t kind) except -1
+
 cdef class Ring:
-    cdef ring_t *r              # NULL after free, or while __cinit__ fails
+    cdef ring_t *r              # owned; NULL before __init__, or while that fails
     cdef Py_ssize_t shape       # slots
-    cdef Py_ssize_t exports     # buffers that look into it
-    cdef readonly str name      # of a named ring; None of another
     cdef int require(self) except -1
     cdef uint32_t give(self, list words, bint bulk) except? 0xFFFFFFFF
     cdef list take(self, n, bint bulk)

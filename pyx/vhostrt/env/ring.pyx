@@ -111,7 +111,7 @@ cdef uint32_t checked_kind(str kind, bint exact) except? 0xFFFFFFFF:
     return <uint32_t>KINDS[kind] | (RING_EXACT if exact else 0)
 
 
-cdef int check_count(count, uint32_t kind) except -1:
+cdef int check_count(object count, uint32_t kind) except -1:
     """Raise EINVAL for a count that ring_init refuses."""
     if 0 <= count <= RING_COUNT_MAX and ring_slots_for(count, kind):
         return 0
@@ -131,9 +131,11 @@ cdef class Ring:
     -1 for any.  It ends with the last reference.  OSError EINVAL or ENOMEM.
     """
 
-    def __cinit__(self, count: int, kind: str = "mp_sc", node: int = -1, *, exact: bool = False):
+    def __init__(self, count: int, kind: str = "mp_sc", node: int = -1, *, exact: bool = False):
         cdef uint32_t c_kind = checked_kind(kind, exact)
         check_count(count, c_kind)
+        if self.r is not NULL:
+            raise TypeError("a ring is made once")
         self.r = ring_create(count, c_kind, node)
         if self.r is NULL:
             size = ring_size(ring_slots_for(count, c_kind))
@@ -145,7 +147,7 @@ cdef class Ring:
 
     cdef int require(self) except -1:
         if self.r is NULL:
-            raise ValueError("the ring has been freed")
+            raise ValueError("the ring has been freed, or was never made")
         return 0
 
     def __len__(self) -> int:
@@ -156,10 +158,6 @@ cdef class Ring:
     def __getbuffer__(self, Py_buffer *view, int flags):
         self.require()
         PyBuffer_FillInfo(view, self, ring_slots(self.r), self.shape * sizeof(void *), 0, flags)
-        self.exports += 1
-
-    def __releasebuffer__(self, Py_buffer *view):
-        self.exports -= 1
 
     @property
     def capacity(self) -> int:
