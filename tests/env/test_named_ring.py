@@ -164,8 +164,8 @@ def test_a_stream_of_numbers_between_two_processes(two):
     first, second = two
     first("(r := NamedRing('there', 64, 'sp_sc')).name")
     second("(r := NamedRing.lookup('there')).name")
-    first(f"exec({PUSH!r}, names)")
-    second(f"exec({PULL!r}, names)")
+    first(f"exec({PUSH!r})")
+    second(f"exec({PULL!r})")
     first.send(f"push({WORDS})")
     assert second(f"pull({WORDS})") == (True, 0)
     assert first.answer() == WORDS
