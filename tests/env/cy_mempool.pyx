@@ -279,7 +279,7 @@ MOVES = st.lists(st.tuples(st.sampled_from([2, 3, 70, 0xFFFFFFFF]),
 
 @given(moves=MOVES, cache=st.sampled_from([0, 1, 5, 16]))
 def test_audit_after_random_use(moves, cache):
-    """Whatever lcores do, each object is in one place, and those that are out are what they hold."""
+    """Whatever lcores do, each object is in one place, and what is out is what they hold."""
     cdef mempool_audit_t audit
     cdef mempool_t *mp = mempool_create(100, 0, 64, cache, -1)
     cdef void *objs[40]

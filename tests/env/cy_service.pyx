@@ -467,8 +467,8 @@ def test_defaults_deal_the_services_to_the_lcores():
     for i in range(3):
         registered(&w[i], b"work")
     assert service_start_with_defaults() == 0
-    assert [[service_map_get(i, n) for n in (ONE, TWO)] for i in range(3)] == [[1, 0], [0, 1],
-                                                                             [1, 0]]
+    mapped = [[service_map_get(i, n) for n in (ONE, TWO)] for i in range(3)]
+    assert mapped == [[1, 0], [0, 1], [1, 0]]
     for i in range(3):
         until(lambda: load_acquire_u32(&w[i].calls) > 0)
         assert service_runstate_get(i) == 1

@@ -7,7 +7,7 @@ Fails:    NULL or -errno; OSError with a sentence from the Python face.
 from collections import namedtuple
 
 from libc.errno cimport EBUSY, EINVAL, ENOBUFS, ENOMEM, ENOSPC
-from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport uint8_t, uint32_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 from vhostrt.base.atomics cimport (exchange_u8, fetch_add_u32, load_acquire_ptr, load_relaxed_u32,
@@ -18,8 +18,8 @@ from vhostrt.base.check cimport IS_DEBUG, check, static_check
 from vhostrt.base.errors cimport ok
 from vhostrt.env.lcore cimport LCORE_MAX, LCORE_NONE, LCORE_ROLE_OFF, lcore_role
 from vhostrt.env.memory cimport env_free, env_ready, env_zalloc
-from vhostrt.env.ring cimport (RING_COUNT_MAX, RING_EXACT, RING_MP_MC, ring_count, ring_create, ring_free,
-                               ring_mc_dequeue_bulk, ring_mp_enqueue, ring_slots)
+from vhostrt.env.ring cimport (RING_COUNT_MAX, RING_EXACT, RING_MP_MC, ring_count, ring_create,
+                               ring_free, ring_mc_dequeue_bulk, ring_mp_enqueue, ring_slots)
 
 cdef enum:
     CACHE_LINE = 64
@@ -359,7 +359,7 @@ cdef void note(void *ctx, void *obj, uint32_t index) noexcept nogil:
 
 
 class Audit(namedtuple("Audit", "count ring cached out twice foreign")):
-    """Where the objects of a pool are: entries of the ring, entries of caches, objects that are out.
+    """Where the objects of a pool are: entries of the ring and of caches, objects that are out.
 
     twice: entries of objects that have another; foreign: entries that are none of its objects.
     """
@@ -477,7 +477,7 @@ cdef class Mempool:
             free(found)
 
     def audit(self) -> Audit:
-        """Look where every object is, while nobody else uses the pool; str() of it is a sentence."""
+        """Look where every object is, while nobody else uses the pool; str() is a sentence."""
         self.require()
         cdef mempool_audit_t audit
         ok(mempool_audit(self.mp, &audit), f"audit of a pool of {self.mp.count} objects")

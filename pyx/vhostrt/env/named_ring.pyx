@@ -175,7 +175,8 @@ cdef class NamedRing(Ring):
     def free(self) -> None:
         """Give the ring back; again: nothing.  No thread of any process may be in it any more.
 
-        BufferError while another handle or a view of it lives; OSError EPERM in a secondary process.
+        BufferError while another handle or a view of it lives; OSError EPERM in a secondary
+        process.
         """
         cdef ring_t *r = self.r
         cdef int rc

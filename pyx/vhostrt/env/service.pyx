@@ -417,7 +417,7 @@ cdef int service_map_set(uint32_t id_, uint32_t lcore, bint on) noexcept nogil:
 
 
 cdef int service_map_get(uint32_t id_, uint32_t lcore) noexcept nogil:
-    """1: a service is mapped to a service lcore, 0: it is not, -EINVAL: no such service or lcore."""
+    """1: a service is mapped to a service lcore, 0: not, -EINVAL: no such service or lcore."""
     cdef core_t *core
     cdef int rc = -EINVAL
     pthread_mutex_lock(&g_lock)

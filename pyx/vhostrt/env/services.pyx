@@ -161,7 +161,7 @@ def lcore_start(lcore: int) -> None:
 
 
 def lcore_stop(lcore: int) -> None:
-    """Have a service lcore end its loop.  OSError EBUSY: a service that runs would have no lcore."""
+    """Have a service lcore end its loop.  OSError EBUSY: a service would have no lcore."""
     cdef uint32_t c_lcore = lcore
     cdef int rc
     with nogil:
