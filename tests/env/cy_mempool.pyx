@@ -4,14 +4,19 @@ import os
 
 import pytest
 
+from cpython.pycapsule cimport PyCapsule_New
+from hypothesis import given
+from hypothesis import strategies as st
 from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 from libc.string cimport memset
 from vhostrt.base.atomics cimport fetch_add_u32
+from vhostrt.base.check cimport IS_DEBUG
 from vhostrt.env.lcore cimport LCORE_NONE, lcore_current, lcore_launch, lcore_wait
-from vhostrt.env.mempool cimport (mempool_cache, mempool_count, mempool_create, mempool_free,
-                                  mempool_get, mempool_get_one, mempool_grow, mempool_owns,
-                                  mempool_put, mempool_t)
-from vhostrt.env.ring cimport ring_count
+from vhostrt.env.mempool cimport (
+    Mempool, mempool_audit, mempool_audit_t, mempool_cache, mempool_count, mempool_create,
+    mempool_create_with, mempool_flush, mempool_free, mempool_get, mempool_get_one, mempool_grow,
+    mempool_put, mempool_t, mempool_walk)
+from vhostrt.env.ring cimport ring_count, ring_mp_enqueue
 
 from vhostrt.env import lcore, memory
 
@@ -141,6 +146,165 @@ def test_create_refuses():
     assert memory.stats()["blocks"] == 0
 
 
+# Initialiser and walk.
+
+cdef void number(void *ctx, void *obj, uint32_t index) noexcept nogil:
+    (<uint32_t *>obj)[0] = index + 1000
+    fetch_add_u32(<uint32_t *>ctx, 1)
+
+
+cdef void add_up(void *ctx, void *obj, uint32_t index) noexcept nogil:
+    if (<uint32_t *>obj)[0] == index + 1000:
+        (<uint64_t *>ctx)[0] += index
+
+
+def test_initialiser_and_walk_see_each_object_once():
+    cdef uint32_t calls = 0
+    cdef uint64_t total = 0
+    cdef mempool_t *mp = mempool_create_with(40, 100, 8, 0, -1, number, &calls)
+    assert calls == 40
+    assert mempool_grow(mp, 60) == 0
+    assert calls == 100
+    assert mempool_walk(mp, add_up, &total) == 100
+    assert total == sum(range(100))
+    assert mempool_free(mp) == 0
+
+
+def test_initialiser_in_a_capsule():
+    cdef uint32_t calls = 0
+    cdef uint64_t total = 0
+    capsule = PyCapsule_New(<void *>number, "void (void *, void *, uint32_t)", NULL)
+    cdef Mempool pool = Mempool(7, 8, init=capsule, init_arg=<uintptr_t>&calls)
+    assert calls == 7
+    assert mempool_walk(pool.mp, add_up, &total) == 7
+    assert total == sum(range(7))
+    pool.free()
+
+
+# Flush and audit.
+
+def test_flush_gives_a_cache_to_the_others():
+    cdef mempool_t *mp = mempool_create(100, 0, 64, 16, -1)
+    cdef void *objs[100]
+    assert mempool_get(mp, 2, objs, 1) == 0
+    assert mempool_get(mp, 3, &objs[1], 100 - 17 + 1) == -errno.ENOBUFS
+    assert mempool_flush(mp, 2) == 16
+    assert mempool_flush(mp, 2) == 0
+    assert mp.caches[2].len == 0 and ring_count(mp.ring) == 99
+    assert mempool_get(mp, 3, &objs[1], 99) == 0
+    assert mempool_flush(mp, LCORE_NONE) == mempool_flush(mp, 7) == -errno.EINVAL
+    mempool_put(mp, LCORE_NONE, objs, 100)
+    assert (mp.caches[2].refills, mp.caches[2].flushes) == (1, 1)
+    assert mp.caches[3].empty == 1
+    assert mempool_free(mp) == 0
+
+
+def audit_of(Mempool pool):
+    return tuple(pool.audit())
+
+
+def test_audit_of_caches():
+    cdef Mempool pool = Mempool(100, 64, cache=16)
+    cdef void *objs[5]
+    assert mempool_get(pool.mp, 2, objs, 5) == 0
+    assert audit_of(pool) == (100, 79, 16, 5, 0, 0)
+    mempool_put(pool.mp, 3, objs, 5)
+    assert audit_of(pool) == (100, 79, 21, 0, 0, 0)
+    assert mempool_flush(pool.mp, 3) == 5
+
+
+def put_twice():
+    cdef Mempool pool = Mempool(40, 64, cache=4)
+    cdef void *obj = mempool_get_one(pool.mp, 2)
+    mempool_put(pool.mp, 2, &obj, 1)
+    mempool_put(pool.mp, 3, &obj, 1)
+    return pool, []
+
+
+def put_foreign():
+    cdef Mempool pool = Mempool(40, 64, cache=4)
+    cdef void *obj = mempool_get_one(pool.mp, 2)
+    cdef void *other = <char *>obj + 8
+    mempool_put(pool.mp, 3, &other, 1)
+    return pool, [<uintptr_t>obj]
+
+
+@pytest.mark.parametrize(("breaks", "audit", "sentence"), [
+    (put_twice, (40, 35, 6, 0, 1, 0), "; 1 put twice"),
+    (put_foreign, (40, 35, 5, 1, 0, 1), "; 1 that are not its own"),
+])
+def test_what_is_put_wrongly_is_found(breaks, audit, sentence):
+    """In a debug build at the put; else by the audit."""
+    cdef Mempool pool
+    if IS_DEBUG:
+        child = os.fork()
+        if child == 0:
+            devnull = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(devnull, 2)
+            lcore.fini()
+            memory.fini()
+            memory.init()
+            lcore.init({2: CPUS, 3: CPUS})
+            breaks()
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) < 0, "it was stopped"
+        return
+    pool, held = breaks()
+    found = pool.audit()
+    assert tuple(found) == audit
+    assert not found.sound and str(found).endswith(sentence)
+    pool.mp.caches[3].len = 0                                   # mended
+    pool.put(held)
+    assert pool.audit().sound
+
+
+def test_audit_finds_what_is_wrong_in_the_ring_too():
+    cdef Mempool pool = Mempool(10, 64, count_max=20)
+    cdef void *objs[2]
+    objs[0] = pool.mp.chunks
+    objs[1] = NULL
+    assert ring_mp_enqueue(pool.mp.ring, objs, 2) == 2
+    found = pool.audit()
+    assert (found.ring, found.foreign, found.out) == (12, 2, 0)
+    assert str(found) == ("pool of 10 objects: 12 in the ring, 0 in caches, 0 out; 2 that are not "
+                          "its own")
+    pool.mp.ring.prod_head = pool.mp.ring.prod_tail = 10
+    assert pool.audit().sound
+
+
+MOVES = st.lists(st.tuples(st.sampled_from([2, 3, 70, 0xFFFFFFFF]),
+                           st.sampled_from(["get", "put", "flush"]), st.integers(0, 40)),
+                 max_size=60)
+
+
+@given(moves=MOVES, cache=st.sampled_from([0, 1, 5, 16]))
+def test_audit_after_random_use(moves, cache):
+    """Whatever lcores do, each object is in one place, and what is out is what they hold."""
+    cdef mempool_audit_t audit
+    cdef mempool_t *mp = mempool_create(100, 0, 64, cache, -1)
+    cdef void *objs[40]
+    cdef uint32_t who, n, i
+    held = []
+    for who, call, n in moves:
+        if call == "get" and mempool_get(mp, who, objs, n) == 0:
+            held += [<uintptr_t>objs[i] for i in range(n)]
+            assert len(set(held)) == len(held), "an object was handed out twice"
+        elif call == "put":
+            n = min(n, len(held))
+            for i in range(n):
+                objs[i] = <void *><uintptr_t>held.pop()
+            mempool_put(mp, who, objs, n)
+        elif call == "flush":
+            mempool_flush(mp, who)
+        assert mempool_audit(mp, &audit) == 0
+        assert audit.twice == audit.foreign == 0
+        assert audit.out == len(held) == mp.count - mempool_count(mp)
+    for address in held:
+        objs[0] = <void *><uintptr_t>address
+        mempool_put(mp, 3, objs, 1)
+    assert mempool_free(mp) == 0
+
+
 # Stress: each thread gets some objects, writes its mark into them, and looks whether the mark is
 # still there before it puts them back, one by one or together.
 
@@ -181,12 +345,12 @@ cdef int stress(void *arg) noexcept nogil:
 
 
 @pytest.mark.parametrize(("count", "cache"), [(400, 16), (400, 0), (90, 4)])
-def test_stress(count, cache):
+def test_stress_of_get_and_put(count, cache):
     cdef stress_t s
+    cdef mempool_audit_t audit
     cdef int ret = 0, growth = 0
-    cdef uint32_t i, _i, home, n
+    cdef uint32_t i, _i
     cdef uint32_t *lcores = [2, 3, 70]
-    cdef void *objs[MOST]
     memset(&s, 0, sizeof(s))
     s.mp = mempool_create(count, count + 100, 64, cache, -1)
     s.rounds = 10_000 * int(os.environ.get("VHOSTRT_STRESS", "1"))
@@ -201,15 +365,6 @@ def test_stress(count, cache):
     assert s.taken == 0, "two threads had one object"
     assert growth == 0
     assert mempool_count(s.mp) == s.mp.count == count + 100
-    # Every object is home, once.
-    n = 0
-    for i in range(3):
-        home = s.mp.caches[lcores[i]].len if cache else 0
-        assert mempool_get(s.mp, lcores[i], &objs[n], home) == 0
-        n += home
-    assert mempool_get(s.mp, LCORE_NONE, &objs[n], s.mp.count - n) == 0
-    assert len({<uintptr_t>objs[i] for i in range(s.mp.count)}) == s.mp.count
-    for i in range(s.mp.count):
-        assert mempool_owns(s.mp, objs[i])
-    mempool_put(s.mp, LCORE_NONE, objs, s.mp.count)
+    assert mempool_audit(s.mp, &audit) == 0
+    assert (audit.out, audit.twice, audit.foreign) == (0, 0, 0), "every object is home, once"
     assert mempool_free(s.mp) == 0

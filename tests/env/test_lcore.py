@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+from tests.lib.cpu_tree import cpu_tree
 
 from vhostrt.env import lcore
 
@@ -42,51 +43,6 @@ def descriptors():
 def status(tid, field):
     with open(f"/proc/self/task/{tid}/status") as file:
         return re.search(rf"^{field}:\s*(.*)$", file.read(), re.M)[1]
-
-
-def sysfs(root, cpus):
-    """Make a tree of CPUs: id -> (text of core_id or None, node or None)."""
-    for cpu, (core, node) in cpus.items():
-        top = root / f"devices/system/cpu/cpu{cpu}"
-        (top / "topology").mkdir(parents=True)
-        if core is not None:
-            (top / "topology/core_id").write_text(core)
-        if node is not None:
-            (top / f"node{node}").mkdir()
-    (root / "devices/system/cpu/cpufreq").mkdir()
-    return str(root)
-
-
-def test_detects_this_machine():
-    with open("/proc/cpuinfo") as file:
-        known = [int(n) for n in re.findall(r"^processor\s*:\s*(\d+)", file.read(), re.M)]
-    assert [cpu.id for cpu in lcore.detect()] == known
-
-
-def test_detects_cores_nodes_and_what_is_offline(tmp_path):
-    root = sysfs(tmp_path, {0: ("0\n", 0), 1: ("4\n", 1), 2: (None, 1), 10: ("x", None),
-                            1023: ("7\n", 9), 1024: ("8\n", 0)})
-    assert lcore.detect(root=root) == [(0, 0, 0), (1, 4, 1), (10, 0, 0), (1023, 7, 9)]
-
-
-def test_detects_by_affinity_without_sysfs(tmp_path):
-    assert lcore.detect(root=str(tmp_path)) == [(cpu, cpu, 0) for cpu in ALL]
-
-
-def test_detects_within_the_affinity():
-    os.sched_setaffinity(0, ALL[:1])
-    try:
-        assert [cpu.id for cpu in lcore.detect(within_affinity=True)] == ALL[:1]
-        assert [cpu.id for cpu in lcore.detect()] != [] and len(lcore.detect()) >= len(ALL)
-    finally:
-        os.sched_setaffinity(0, ALL)
-
-
-@pytest.mark.parametrize(("cpus", "text"), [
-    ([], ""), ([3], "3"), ([0, 1, 2, 3, 8], "0-3,8"), ([5, 1, 2, 9, 10], "1-2,5,9-10"),
-])
-def test_cpu_list(cpus, text):
-    assert lcore.cpu_list(cpus) == text
 
 
 def test_importing_starts_no_thread():
@@ -124,7 +80,7 @@ def test_several_lcores_may_share_cpus():
 
 def test_nodes_of_lcores(tmp_path):
     nodes = {cpu: ("0", cpu + 2) for cpu in ALL}
-    lcore.init({0: ALL[:1], 1: ALL[1:2], 2: ALL[:2]}, root=sysfs(tmp_path, nodes))
+    lcore.init({0: ALL[:1], 1: ALL[1:2], 2: ALL[:2]}, roots=cpu_tree(tmp_path, nodes))
     assert [lcore.socket(n) for n in range(4)] == [ALL[0] + 2, ALL[1] + 2, -1, -1]
 
 
@@ -166,18 +122,37 @@ def test_init_twice():
     pytest.param({5: [ALL[0], 999]}, None, "CPU 999 of lcore 5 does not exist", id="one of two"),
     pytest.param(ALL[:1], 77, f"main lcore 77 is not one of {ALL[0]}$", id="main not enabled"),
 ])
-def test_refused(lcores, main, why):
+def test_init_refuses(lcores, main, why):
     with pytest.raises(ValueError, match=why):
         lcore.init(lcores, main)
     assert lcore.enabled() == []
 
 
+@pytest.mark.parametrize(("service", "main", "why"), [
+    pytest.param([9], None, "service lcore 9 is not one of 0,2", id="not an lcore"),
+    pytest.param([0, 2], None, "no lcore but those for services, 0,2", id="none is left"),
+    pytest.param([2], 2, "main lcore 2 cannot be a service lcore", id="the main one"),
+])
+def test_service_lcores_refused(service, main, why):
+    with pytest.raises(ValueError, match=why):
+        lcore.init({0: ALL, 2: ALL}, main, service=service)
+    assert lcore.enabled() == lcore.services() == []
+
+
+def test_service_lcores_are_no_lcores_of_the_application():
+    lcore.init({0: ALL, 2: ALL, 5: ALL}, service=[0])
+    assert (lcore.enabled(), lcore.services(), lcore.main()) == ([2, 5], [0], 2)
+    assert [lcore.role(n) for n in (0, 1, 2, 5000)] == ["SERVICE", "OFF", "RTE", "OFF"]
+    assert lcore.threads().keys() == {0, 2, 5}
+    assert lcore.cpus(0) == frozenset(ALL)
+
+
 def test_a_pin_that_the_kernel_refuses_names_the_cpu_and_ends_the_others(tmp_path):
     # The recorded tree has a CPU that this machine has not: the kernel refuses the pin.
-    root = sysfs(tmp_path, {cpu: ("0", 0) for cpu in (*ALL, 1000)})
+    roots = cpu_tree(tmp_path, {cpu: ("0", 0) for cpu in (*ALL, 1000)})
     before, open_before = tasks(), descriptors()
     with pytest.raises(OSError, match="lcore 1000 cannot run on CPU 1000: Invalid arg") as refused:
-        lcore.init([*ALL, 1000], root=root)
+        lcore.init([*ALL, 1000], roots=roots)
     assert refused.value.errno == errno.EINVAL
     ended_since(before)
     assert descriptors() == open_before

@@ -1,4 +1,5 @@
 """vhostrt.env.mempool from Python: counts, growth, refusals, and where the objects lie."""
+import ctypes
 import errno
 
 import pytest
@@ -125,6 +126,88 @@ def test_free_refuses_while_objects_are_out():
             use()
 
 
+@pytest.mark.parametrize(("pattern", "filled"), [
+    (b"x", b"x" * 20), (b"abc", b"abcabcabcabcabcabcab"), (b"0123456789" * 5, b"0123456789" * 2),
+])
+def test_a_pattern_is_in_each_new_object(pattern, filled):
+    pool = Mempool(10, 20, count_max=15, init=pattern)
+    pool.grow(5)
+    held = pool.get(15)
+    assert {ctypes.string_at(at, 20) for at in held} == {filled}
+    assert {ctypes.string_at(at + 20, 44) for at in held} == {bytes(44)}, "beyond it is zero"
+    ctypes.memset(held[0], 1, 20)
+    pool.put(held)
+    assert ctypes.string_at(held[0], 20) == b"\1" * 20, "once, when it is made"
+
+
+@pytest.mark.parametrize(("init", "error", "why"), [
+    (b"", ValueError, "the pattern of a pool's objects has no bytes"),
+    (print, TypeError, r"initialiser of a pool of 8 objects of 64 bytes is a builtin_function.*"
+                       r"void \(void \*, void \*, uint32_t\)"),
+])
+def test_initialiser_refused(init, error, why):
+    with pytest.raises(error, match=why):
+        Mempool(8, 64, init=init)
+    assert memory.stats()["blocks"] == 0
+
+
+def test_all_objects_by_number():
+    pool = Mempool(5, 100, count_max=9)
+    pool.grow(4)
+    objects = pool.objects()
+    assert sorted(pool.get(9)) == sorted(objects)
+    assert [b - a for a, b in zip(objects[:5], objects[1:5], strict=False)] == [128] * 4
+    pool.put(objects)
+
+
+def test_audit_says_where_the_objects_are():
+    pool = Mempool(10, 64)
+    held = pool.get(3)
+    audit = pool.audit()
+    assert audit == (10, 7, 0, 3, 0, 0) and audit.sound
+    assert str(audit) == "pool of 10 objects: 7 in the ring, 0 in caches, 3 out"
+    pool.put(held)
+    assert str(pool.audit()) == "pool of 10 objects: 10 in the ring, 0 in caches, 0 out"
+
+
+def test_statistics_and_table():
+    cpu = lcore.detect(within_affinity=True)[0].id
+    lcore.init({3: [cpu], 4: [cpu]}, service=[4])
+    pool = Mempool(100, 20, cache=8)
+    held = pool.get(30)
+    none = {"objects": 0, "refills": 0, "flushes": 0, "empty": 0}
+    assert pool.stats() == {"count": 100, "home": 70, "out": 30, "ring": 70, "empty": 0,
+                            "caches": {3: none, 4: none}}
+    pool.put(held)
+    for _ in range(3):
+        held = pool.get(64)
+        with pytest.raises(OSError):
+            pool.get(64)
+        pool.put(held)
+    assert pool.stats()["empty"] == 3
+    assert (pool.size, pool.stride, pool.node) == (20, 64, -1)
+    assert pool.dump() == (
+        "pool of 100 objects of 20 bytes, 64 apart, node -1, caches of 8: 100 in the ring, 0 out, "
+        "3 gets in vain\n"
+        "cache of lcore 3: 0 objects, 0 refills, 0 flushes, 0 gets in vain\n"
+        "cache of lcore 4: 0 objects, 0 refills, 0 flushes, 0 gets in vain")
+
+
+def test_flush_of_no_cache_refused():
+    pool = Mempool(10, 64)
+    with pytest.raises(OSError, match="flush of the cache of lcore 7") as refused:
+        pool.flush(7)
+    assert refused.value.errno == errno.EINVAL
+
+
+def test_a_node_is_kept_to():
+    assert Mempool(10, 64, node=0).node == 0
+    with pytest.raises(OSError, match="pool of 10 objects") as refused:
+        Mempool(10, 64, node=7)
+    assert refused.value.errno == errno.ENOMEM
+    assert memory.stats()["blocks"] <= 3                        # of the first
+
+
 @given(st.lists(st.one_of(st.integers(0, 12), st.integers(-12, -1)), max_size=60))
 def test_every_object_is_somewhere(moves):
     pool, held = Mempool(16, 64, count_max=24), []
@@ -138,6 +221,8 @@ def test_every_object_is_somewhere(moves):
             pool.grow(1)
         assert len(set(held)) == len(held)
         assert len(pool) == pool.count - len(held)
+        audit = pool.audit()
+        assert audit.sound and audit.out == len(held)
     pool.put(held)
     every = pool.get(pool.count)
     assert len(set(every)) == pool.count and set(held) <= set(every)

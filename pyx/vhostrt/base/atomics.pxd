@@ -3,7 +3,7 @@
 load_acquire pairs with store_release.  There is no plain read of a field that another thread
 writes: say load_relaxed when no ordering is meant.
 """
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "vhostrt/base/atomics.h" nogil:
     ctypedef uint32_t u32_line "vh_u32_line"            # a uint32_t that starts a cache line
@@ -29,7 +29,8 @@ cdef extern from "vhostrt/base/atomics.h" nogil:
     uint32_t fetch_add_u32 "vh_fetch_add"(uint32_t *p, uint32_t v)         # acq_rel; the old value
     uint64_t fetch_add_u64 "vh_fetch_add"(uint64_t *p, uint64_t v)
     uint32_t fetch_sub_u32 "vh_fetch_sub"(uint32_t *p, uint32_t v)
-    uint32_t exchange_u32 "vh_exchange"(uint32_t *p, uint32_t v)           # acq_rel; the old value
+    uint8_t exchange_u8 "vh_exchange"(uint8_t *p, uint8_t v)               # acq_rel; the old value
+    uint32_t exchange_u32 "vh_exchange"(uint32_t *p, uint32_t v)
     void *exchange_ptr "vh_exchange_ptr"(void *p, void *v)
     # 1 when *p was `old` and is now `new` (acq_rel), else 0 (acquire).
     bint cas_u32 "vh_cas_u32"(uint32_t *p, uint32_t old, uint32_t new)

@@ -1,5 +1,5 @@
 """The clock of the data path: ticks of the processor's time stamp counter."""
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 cdef extern from *:
     """
@@ -25,5 +25,9 @@ cdef extern from *:
     """
     uint64_t ticks_now "vh_ticks"() nogil
 
-cdef uint64_t ticks_hz() noexcept nogil          # ticks a second; measured once
+cdef uint64_t ticks_hz() noexcept nogil          # ticks a second; found once
 cdef uint64_t ticks_from_us(uint64_t us) noexcept nogil
+cdef void ticks_delay_us(uint64_t us) noexcept nogil
+# How the rate is found.
+cdef uint64_t bus_hz(uint32_t signature, bint avx) noexcept nogil
+cdef uint64_t msr_hz(const char *path, uint64_t bus) noexcept nogil

@@ -1,34 +1,34 @@
-"""Logical cores: detection of CPUs, and one pthread for each lcore, given work over a pipe.
+"""Logical cores: one pthread for each, given work over a pipe.
 
 Owner:    the control thread, by init and fini; they may be repeated in one process.
 Threads:  the Python face from the control thread; the C face as told in lcore.pxd.
 Fails:    ValueError or OSError with a sentence that names the lcore or the CPU.
 """
 import os
-import re
-from collections import namedtuple
 
 from libc.errno cimport EALREADY, EBUSY, EINTR, EINVAL, EPIPE, ESRCH, errno
-from libc.signal cimport SIGABRT, SIGFPE, SIGILL, SIGSEGV
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
 from posix.fcntl cimport O_CLOEXEC
-from posix.signal cimport sigdelset, sigfillset, sigset_t
 from posix.types cimport pid_t
 from posix.unistd cimport close, getpid, read, write
 from vhostrt.base.atomics cimport load_acquire_u32, store_release_u32
 from vhostrt.base.errors cimport ok
+from vhostrt.base.pthreads cimport (
+    EDEADLK, pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init, pthread_cond_t,
+    pthread_cond_wait, pthread_join, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
+    pthread_mutex_t, pthread_mutex_unlock, pthread_self, pthread_setname_np, pthread_t,
+    thread_start)
+from vhostrt.env.affinity cimport (CPU_ISSET, CPU_MAX, CPU_OR, CPU_SET, CPU_ZERO, affinity_learn,
+                                   affinity_node, affinity_set, cpu_set_t)
+
+from vhostrt.env.cpus import cpu_list, detect
+from vhostrt.env.roots import SYSTEM, Roots
 
 cdef extern from *:
     """
-    #ifndef _GNU_SOURCE
-    #define _GNU_SOURCE
-    #endif
-    #include <errno.h>
-    #include <pthread.h>
-    #include <sched.h>
-    #include <signal.h>
+    #include <fcntl.h>
     #include <stdint.h>
     #include <sys/syscall.h>
     #include <unistd.h>
@@ -36,45 +36,11 @@ cdef extern from *:
     static __thread uint32_t vh_lcore_id = UINT32_MAX;
     #define vh_gettid() ((int)syscall(SYS_gettid))
     """
-    ctypedef unsigned long pthread_t
-    ctypedef struct pthread_attr_t:
-        pass
-    ctypedef struct pthread_mutex_t:
-        pass
-    ctypedef struct pthread_cond_t:
-        pass
-    ctypedef struct cpu_set_t:
-        pass
     uint32_t t_lcore "vh_lcore_id"
-    enum:
-        EDEADLK
-        SIGBUS
-        SIGTRAP
-        SIG_SETMASK
     int gettid "vh_gettid"() nogil
     int pipe2(int *fds, int flags) nogil
-    int pthread_attr_init(pthread_attr_t *attr) nogil
-    int pthread_attr_setstacksize(pthread_attr_t *attr, size_t size) nogil
-    int pthread_attr_destroy(pthread_attr_t *attr) nogil
-    int pthread_create(pthread_t *thread, const pthread_attr_t *attr,
-                       void *(*fn)(void *) noexcept nogil, void *arg) nogil
-    int pthread_join(pthread_t thread, void **result) nogil
-    pthread_t pthread_self() nogil
-    int pthread_setname_np(pthread_t thread, const char *name) nogil
-    int pthread_sigmask(int how, const sigset_t *new, sigset_t *old) nogil
-    int pthread_mutex_init(pthread_mutex_t *mutex, const void *attr) nogil
-    int pthread_mutex_destroy(pthread_mutex_t *mutex) nogil
-    int pthread_mutex_lock(pthread_mutex_t *mutex) nogil
-    int pthread_mutex_unlock(pthread_mutex_t *mutex) nogil
-    int pthread_cond_init(pthread_cond_t *cond, const void *attr) nogil
-    int pthread_cond_destroy(pthread_cond_t *cond) nogil
-    int pthread_cond_wait(pthread_cond_t *cond, pthread_mutex_t *mutex) nogil
-    int pthread_cond_broadcast(pthread_cond_t *cond) nogil
-    int sched_setaffinity(int pid, size_t size, const cpu_set_t *cpus) nogil
-    void CPU_SET(int cpu, cpu_set_t *cpus) nogil
 
 cdef enum:
-    STACK = 1 << 20             # bytes
     READY = 1                   # from the lcore: it has started, or has taken its work
     RUN = 2                     # to the lcore
     QUIT = 3
@@ -82,6 +48,7 @@ cdef enum:
 cdef struct lcore_t:
     uint32_t id
     uint32_t state              # LCORE_*; stored with release, read with acquire
+    uint32_t role               # LCORE_ROLE_*; changed in WAIT alone, under launching
     int to_lcore[2]             # pipes: reading end, writing end; -1 when not made
     int from_lcore[2]
     int node                    # of all its CPUs; -1 when they are mixed
@@ -93,21 +60,20 @@ cdef struct lcore_t:
     bint started                # thread is to be joined
     pthread_t thread
     pthread_mutex_t launching   # one launcher at a time
-    pthread_mutex_t finishing   # ret, and the step to FINISHED and from it
+    pthread_mutex_t finishing   # ret, and the step out of RUNNING and from FINISHED
     pthread_cond_t finished
     cpu_set_t cpus
 
 # Written by init and fini, of the control thread.
 cdef lcore_t *g_lcores[LCORE_MAX]
-cdef uint32_t g_count = 0
+cdef uint32_t g_count = 0       # of every role
 cdef uint32_t g_main = LCORE_NONE
 cdef pid_t g_pid = 0
-cdef dict g_cpus = {}           # lcore -> frozenset of CPUs
 cdef object g_control = None    # (thread id, its CPUs before control_affinity)
 
-Cpu = namedtuple("Cpu", "id core node")
 STATES = {LCORE_OFF: "OFF", LCORE_WAIT: "WAIT", LCORE_RUNNING: "RUNNING",
           LCORE_FINISHED: "FINISHED"}
+ROLES = {LCORE_ROLE_RTE: "RTE", LCORE_ROLE_OFF: "OFF", LCORE_ROLE_SERVICE: "SERVICE"}
 
 
 # The two pipes of an lcore carry single bytes.
@@ -150,7 +116,7 @@ cdef void *lcore_loop(void *arg) noexcept nogil:
     core.tid = gettid()
     name_thread(core.id)
     # By the thread itself, before anything else of it runs: it inherited its creator's CPUs.
-    core.rc = -errno if sched_setaffinity(0, sizeof(cpu_set_t), &core.cpus) < 0 else 0
+    core.rc = affinity_set(&core.cpus)
     pipe_send(core.from_lcore[1], READY)
     if core.rc < 0:
         return NULL
@@ -160,39 +126,19 @@ cdef void *lcore_loop(void *arg) noexcept nogil:
         ret = core.fn(core.arg)
         pthread_mutex_lock(&core.finishing)
         core.ret = ret
-        store_release_u32(&core.state, LCORE_FINISHED)
+        store_release_u32(&core.state, LCORE_WAIT if core.role == <uint32_t>LCORE_ROLE_SERVICE
+                          else LCORE_FINISHED)
         pthread_cond_broadcast(&core.finished)
         pthread_mutex_unlock(&core.finishing)
     return NULL
 
 
-cdef void block_signals(sigset_t *old) noexcept nogil:
-    """Block what a process is sent; what a thread raises itself still ends or is handled there."""
-    cdef sigset_t blocked
-    sigfillset(&blocked)
-    sigdelset(&blocked, SIGBUS)
-    sigdelset(&blocked, SIGSEGV)
-    sigdelset(&blocked, SIGFPE)
-    sigdelset(&blocked, SIGILL)
-    sigdelset(&blocked, SIGTRAP)
-    sigdelset(&blocked, SIGABRT)
-    pthread_sigmask(SIG_SETMASK, &blocked, old)
-
-
 cdef int lcore_start(lcore_t *core) noexcept nogil:
     """Make pipes and thread; it is not ready before its READY has been received."""
-    cdef pthread_attr_t attr
-    cdef sigset_t old
     cdef int rc
     if pipe2(core.to_lcore, O_CLOEXEC) < 0 or pipe2(core.from_lcore, O_CLOEXEC) < 0:
         return -errno
-    pthread_attr_init(&attr)
-    pthread_attr_setstacksize(&attr, STACK)
-    # The new thread inherits the mask, so that no signal finds it before it could block it.
-    block_signals(&old)
-    rc = -pthread_create(&core.thread, &attr, lcore_loop, core)
-    pthread_sigmask(SIG_SETMASK, &old, NULL)
-    pthread_attr_destroy(&attr)
+    rc = thread_start(&core.thread, lcore_loop, core)
     core.started = rc == 0
     return rc
 
@@ -218,6 +164,15 @@ cdef lcore_t *lcore_at(uint32_t lcore) noexcept nogil:
     return g_lcores[lcore] if lcore < LCORE_MAX else NULL
 
 
+cdef int hand_over(lcore_t *core, lcore_fn fn, void *arg) noexcept nogil:
+    """Have fn(arg) run on an lcore in WAIT, under its launching; 0 or -errno."""
+    cdef int rc
+    core.fn = fn
+    core.arg = arg
+    rc = pipe_send(core.to_lcore[1], RUN)
+    return min(pipe_receive(core.from_lcore[0]), 0) if rc == 0 else rc
+
+
 cdef int lcore_launch(uint32_t lcore, lcore_fn fn, void *arg) noexcept nogil:
     """Have fn(arg) run on an lcore; return when it has begun.
 
@@ -236,13 +191,41 @@ cdef int lcore_launch(uint32_t lcore, lcore_fn fn, void *arg) noexcept nogil:
         return -EBUSY
     pthread_mutex_lock(&core.launching)
     if load_acquire_u32(&core.state) == LCORE_WAIT:
-        core.fn = fn
-        core.arg = arg
-        rc = pipe_send(core.to_lcore[1], RUN)
-        if rc == 0:
-            rc = min(pipe_receive(core.from_lcore[0]), 0)
+        rc = hand_over(core, fn, arg)
     pthread_mutex_unlock(&core.launching)
     return rc
+
+
+cdef int lcore_launch_all(lcore_fn fn, void *arg, bint main_too) noexcept nogil:
+    """Have fn(arg) run on each lcore of the application, in ascending order; the main one or not.
+
+    0        each is running, or already finished
+    -EBUSY   one of them is not in WAIT; nothing was launched
+    -EINVAL  fn is NULL, or there are no lcores
+    -ESRCH   a forked child
+    """
+    cdef uint32_t lcore
+    cdef int rc = 0
+    if fn is NULL or g_count == 0:
+        return -EINVAL
+    if getpid() != g_pid:
+        return -ESRCH
+    # All of them at once, and always in this order: nobody launches on one in between.
+    for lcore in range(<uint32_t>LCORE_MAX):
+        if takes_part(lcore, main_too):
+            pthread_mutex_lock(&g_lcores[lcore].launching)
+            if load_acquire_u32(&g_lcores[lcore].state) != LCORE_WAIT:
+                rc = -EBUSY
+    for lcore in range(<uint32_t>LCORE_MAX):
+        if takes_part(lcore, main_too):
+            if rc == 0:
+                rc = hand_over(g_lcores[lcore], fn, arg)
+            pthread_mutex_unlock(&g_lcores[lcore].launching)
+    return rc
+
+
+cdef bint takes_part(uint32_t lcore, bint main_too) noexcept nogil:
+    return lcore_role(lcore) == LCORE_ROLE_RTE and (main_too or lcore != g_main)
 
 
 cdef int lcore_wait(uint32_t lcore, int *ret) noexcept nogil:
@@ -264,11 +247,22 @@ cdef int lcore_wait(uint32_t lcore, int *ret) noexcept nogil:
     pthread_mutex_lock(&core.finishing)
     while load_acquire_u32(&core.state) == LCORE_RUNNING:
         pthread_cond_wait(&core.finished, &core.finishing)
+        # One of services is in WAIT again by now.
+        ret[0] = core.ret
     if load_acquire_u32(&core.state) == LCORE_FINISHED:
         ret[0] = core.ret
         store_release_u32(&core.state, LCORE_WAIT)
     pthread_mutex_unlock(&core.finishing)
     return 0
+
+
+cdef void lcore_wait_all() noexcept nogil:
+    """Wait for each lcore of the application, in ascending order; results are dropped."""
+    cdef int ret
+    cdef uint32_t lcore = lcore_next(LCORE_NONE)
+    while lcore != LCORE_NONE:
+        lcore_wait(lcore, &ret)
+        lcore = lcore_next(lcore)
 
 
 cdef uint32_t lcore_current() noexcept nogil:
@@ -288,9 +282,78 @@ cdef int lcore_socket(uint32_t lcore) noexcept nogil:
     return -1 if core is NULL else core.node
 
 
+cdef int lcore_set_cpus(const cpu_set_t *wanted) noexcept nogil:
+    """Move the calling thread to these CPUs; when it is an lcore, they and their node are its own.
+
+    0 or -errno, and then nothing has changed.
+    """
+    cdef lcore_t *core = lcore_at(lcore_current())
+    cdef int rc = affinity_set(wanted)
+    if rc == 0 and core is not NULL:
+        pthread_mutex_lock(&core.finishing)
+        core.cpus = wanted[0]
+        core.node = affinity_node()
+        pthread_mutex_unlock(&core.finishing)
+    return rc
+
+
+cdef int lcore_role(uint32_t lcore) noexcept nogil:
+    """Return LCORE_ROLE_RTE, LCORE_ROLE_SERVICE, or LCORE_ROLE_OFF when it is not enabled."""
+    cdef lcore_t *core = lcore_at(lcore)
+    return LCORE_ROLE_OFF if core is NULL else <int>load_acquire_u32(&core.role)
+
+
+cdef int lcore_set_role(uint32_t lcore, int role) noexcept nogil:
+    """Give an lcore that waits another role: LCORE_ROLE_RTE or LCORE_ROLE_SERVICE.
+
+    0
+    -EBUSY   it is running, or nobody has waited for its last function
+    -EINVAL  not enabled, no such role, or the main lcore is to run services
+    -ESRCH   a forked child
+    """
+    cdef lcore_t *core = lcore_at(lcore)
+    cdef int rc = -EBUSY
+    if core is NULL or role not in (LCORE_ROLE_RTE, LCORE_ROLE_SERVICE):
+        return -EINVAL
+    if role == LCORE_ROLE_SERVICE and lcore == g_main:
+        return -EINVAL
+    if getpid() != g_pid:
+        return -ESRCH
+    pthread_mutex_lock(&core.launching)
+    if load_acquire_u32(&core.state) == LCORE_WAIT:
+        store_release_u32(&core.role, role)
+        rc = 0
+    pthread_mutex_unlock(&core.launching)
+    return rc
+
+
+cdef uint32_t next_of(uint32_t lcore, int role) noexcept nogil:
+    """Return the lcore of a role after this one, or LCORE_NONE."""
+    cdef uint32_t i
+    for i in range(lcore + 1, <uint32_t>LCORE_MAX):                      # LCORE_NONE + 1 wraps to 0
+        if lcore_role(i) == role:
+            return i
+    return LCORE_NONE
+
+
+cdef uint32_t lcore_next(uint32_t lcore) noexcept nogil:
+    """Return the application's lcore after this one (the first after LCORE_NONE), or LCORE_NONE."""
+    return next_of(lcore, LCORE_ROLE_RTE)
+
+
+cdef uint32_t lcore_next_service(uint32_t lcore) noexcept nogil:
+    """Return the lcore of services after this one (the first after LCORE_NONE), or LCORE_NONE."""
+    return next_of(lcore, LCORE_ROLE_SERVICE)
+
+
 cdef uint32_t lcore_count() noexcept nogil:
-    """Return the number of enabled lcores."""
-    return g_count
+    """Return the number of lcores of the application."""
+    cdef uint32_t n = 0
+    cdef uint32_t lcore = lcore_next(LCORE_NONE)
+    while lcore != LCORE_NONE:
+        n += 1
+        lcore = lcore_next(lcore)
+    return n
 
 
 cdef uint32_t lcore_main() noexcept nogil:
@@ -298,64 +361,16 @@ cdef uint32_t lcore_main() noexcept nogil:
     return g_main
 
 
-cdef uint32_t lcore_next(uint32_t lcore) noexcept nogil:
-    """Return the enabled lcore after this one (the first after LCORE_NONE), or LCORE_NONE."""
-    cdef uint32_t i
-    for i in range(lcore + 1, <uint32_t>LCORE_MAX):                      # LCORE_NONE + 1 wraps to 0
-        if g_lcores[i] is not NULL:
-            return i
-    return LCORE_NONE
-
-
-# CPUs.
-
-def ids_in(directory: str, pattern: str) -> list:
-    """Return the sorted numbers of a directory's entries that match a pattern with one group."""
-    try:
-        found = (re.fullmatch(pattern, name) for name in os.listdir(directory))
-    except OSError:
-        return []
-    return sorted(int(match[1]) for match in found if match)
-
-
-def core_of(path: str) -> int | None:
-    """Return the core id in a CPU's directory: None when it is absent, 0 when it is unreadable."""
-    try:
-        with open(f"{path}/topology/core_id") as file:
-            return int(file.read())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        return 0
-
-
-def detect(*, within_affinity: bool = False, root: str = "/sys") -> list:
-    """Return the CPUs that are online, as tuples (id, core, node) in ascending order.
-
-    within_affinity leaves out those that the calling thread may not use.  root is where sysfs
-    is; without one the calling thread's own CPUs are all there are, each its own core on node 0.
-    """
-    allowed = os.sched_getaffinity(0)
-    top = f"{root}/devices/system/cpu"
-    cpus = []
-    for cpu in ids_in(top, r"cpu(\d+)"):
-        core = core_of(f"{top}/cpu{cpu}")
-        if core is not None and cpu < LCORE_MAX:
-            nodes = ids_in(f"{top}/cpu{cpu}", r"node(\d+)")
-            cpus.append(Cpu(cpu, core, nodes[0] if nodes else 0))
-    if not cpus:
-        cpus = [Cpu(cpu, cpu, 0) for cpu in sorted(allowed)]
-    return [cpu for cpu in cpus if not within_affinity or cpu.id in allowed]
-
-
-def cpu_list(cpus) -> str:
-    """Return CPU numbers as the kernel writes them: 0-3,8."""
-    runs = {}                                                   # first -> last
-    first = last = None
-    for cpu in sorted(cpus):
-        first = first if last == cpu - 1 else cpu
-        runs[first] = last = cpu
-    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs.items())
+cdef uint32_t lcore_index(uint32_t lcore) noexcept nogil:
+    """Return how many lcores of the application come before this one of them, or LCORE_NONE."""
+    cdef uint32_t n = 0
+    cdef uint32_t before = lcore_next(LCORE_NONE)
+    if lcore_role(lcore) != LCORE_ROLE_RTE:
+        return LCORE_NONE
+    while before != lcore:
+        n += 1
+        before = lcore_next(before)
+    return n
 
 
 # The life of the lcores.
@@ -377,13 +392,30 @@ def checked(lcores, cpus: dict) -> dict:
     return {lcore: frozenset(wanted[lcore]) for lcore in sorted(wanted)}
 
 
-cdef lcore_t *lcore_new(uint32_t lcore, cpus, int node) except NULL:
+def roles_of(dict wanted, main, service) -> tuple:
+    """Return (main lcore, set of those for services); ValueError names what cannot be."""
+    services = set(service)
+    if missing := services - wanted.keys():
+        raise ValueError(f"service lcore {min(missing)} is not one of {cpu_list(wanted)}")
+    if main is None:
+        main = min(wanted.keys() - services, default=None)
+    if main is None:
+        raise ValueError(f"no lcore but those for services, {cpu_list(services)}")
+    if main not in wanted:
+        raise ValueError(f"main lcore {main} is not one of {cpu_list(wanted)}")
+    if main in services:
+        raise ValueError(f"main lcore {main} cannot be a service lcore")
+    return main, services
+
+
+cdef lcore_t *lcore_new(uint32_t lcore, cpus, int node, bint service) except NULL:
     cdef lcore_t *core = <lcore_t *>calloc(1, sizeof(lcore_t))
     if core is NULL:
         raise MemoryError
     core.id = lcore
     core.node = node
     core.state = LCORE_WAIT
+    core.role = LCORE_ROLE_SERVICE if service else LCORE_ROLE_RTE
     core.to_lcore[0] = core.to_lcore[1] = core.from_lcore[0] = core.from_lcore[1] = -1
     pthread_mutex_init(&core.launching, NULL)
     pthread_mutex_init(&core.finishing, NULL)
@@ -393,16 +425,21 @@ cdef lcore_t *lcore_new(uint32_t lcore, cpus, int node) except NULL:
     return core
 
 
-cdef int start_all(dict wanted, dict cpus) except -1:
+cdef int start_all(dict wanted, dict nodes, set services) except -1:
     """Start every lcore, then wait until each is ready; the first that fails is told."""
     global g_count
     cdef lcore_t *core
+    cdef cpu_set_t taken
+    CPU_ZERO(&taken)
     for lcore, of in wanted.items():
-        nodes = {cpus[cpu].node for cpu in of}
-        core = lcore_new(lcore, of, nodes.pop() if len(nodes) == 1 else -1)
+        on = {nodes[cpu] for cpu in of}
+        core = lcore_new(lcore, of, on.pop() if len(on) == 1 else -1, lcore in services)
+        CPU_OR(&taken, &taken, &core.cpus)
         g_lcores[<uint32_t>lcore] = core
         g_count += 1
-        ok(lcore_start(core), f"lcore {lcore} cannot be started")
+    affinity_learn(nodes, &taken)
+    for lcore in wanted:
+        ok(lcore_start(g_lcores[<uint32_t>lcore]), f"lcore {lcore} cannot be started")
     for lcore, of in wanted.items():
         core = g_lcores[<uint32_t>lcore]
         with nogil:
@@ -412,7 +449,7 @@ cdef int start_all(dict wanted, dict cpus) except -1:
 
 
 cdef void end_all() noexcept:
-    global g_count, g_main, g_cpus
+    global g_count, g_main
     cdef lcore_t *core
     cdef uint32_t i
     for i in range(<uint32_t>LCORE_MAX):
@@ -423,34 +460,30 @@ cdef void end_all() noexcept:
                 lcore_end(core)
     g_count = 0
     g_main = LCORE_NONE
-    g_cpus = {}
 
 
-def init(lcores, main: int | None = None, *, root: str = "/sys") -> None:
+def init(lcores, main: int | None = None, *, service=(), roots: Roots = SYSTEM) -> None:
     """Start a pinned thread for each lcore; they wait for work.
 
     lcores is a list of ids, each on the CPU of that number, or a dict from id to CPUs.  main is
-    the main lcore, by default the lowest.  root is where sysfs is.  ValueError for what does not
-    exist, OSError for what the system refuses; no thread is left behind.  Control thread.
+    the main lcore, by default the lowest that is not one of service, the ids of those that are to
+    run services alone.  ValueError for what does not exist, OSError for what the system refuses;
+    no thread is left behind.  Control thread.
     """
-    global g_main, g_pid, g_cpus
+    global g_main, g_pid
     if g_count and g_pid == getpid():
         ok(-EALREADY, "lcores are already started")
-    cpus = {cpu.id: cpu for cpu in detect(root=root)}
+    cpus = {cpu.id: cpu for cpu in detect(roots=roots)}
     wanted = checked(lcores, cpus)
-    if main is None:
-        main = min(wanted)
-    elif main not in wanted:
-        raise ValueError(f"main lcore {main} is not one of {cpu_list(wanted)}")
+    main, services = roles_of(wanted, main, service)
     end_all()                                                   # what a fork left of the parent's
     g_pid = getpid()
     try:
-        start_all(wanted, cpus)
+        start_all(wanted, {cpu.id: cpu.node for cpu in cpus.values()}, services)
     except BaseException:
         end_all()
         raise
     g_main = main
-    g_cpus = wanted
 
 
 def fini() -> None:
@@ -482,14 +515,19 @@ def control_affinity(lcores) -> set:
     tid = gettid()
     if g_control is None or g_control[0] != tid:
         g_control = (tid, os.sched_getaffinity(0))
-    taken = set().union(*(g_cpus.get(lcore, (lcore,)) for lcore in lcores))
+    taken = set().union(*(cpus(n) if lcore_role(n) != LCORE_ROLE_OFF else (n,) for n in lcores))
     os.sched_setaffinity(0, g_control[1] - taken or g_control[1])
     return os.sched_getaffinity(0)
 
 
 def enabled() -> list:
-    """Return the enabled lcores in ascending order."""
-    return list(g_cpus)
+    """Return the lcores of the application in ascending order."""
+    return [lcore for lcore in range(LCORE_MAX) if lcore_role(lcore) == LCORE_ROLE_RTE]
+
+
+def services() -> list:
+    """Return the lcores that run services alone, in ascending order."""
+    return [lcore for lcore in range(LCORE_MAX) if lcore_role(lcore) == LCORE_ROLE_SERVICE]
 
 
 def main() -> int | None:
@@ -499,7 +537,19 @@ def main() -> int | None:
 
 def cpus(lcore: int) -> frozenset:
     """Return the CPUs of an enabled lcore; KeyError of another."""
-    return g_cpus[lcore]
+    cdef lcore_t *core = lcore_at(lcore)
+    cdef cpu_set_t own
+    if core is NULL:
+        raise KeyError(lcore)
+    pthread_mutex_lock(&core.finishing)
+    own = core.cpus
+    pthread_mutex_unlock(&core.finishing)
+    return frozenset(cpu for cpu in range(CPU_MAX) if CPU_ISSET(cpu, &own))
+
+
+def role(lcore: int) -> str:
+    """Return "RTE", "SERVICE", or "OFF" when it is not enabled."""
+    return ROLES[lcore_role(lcore)]
 
 
 def socket(lcore: int) -> int:
@@ -522,7 +572,7 @@ def thread_id(lcore: int) -> int:
 
 def threads() -> dict:
     """Return lcore -> kernel's thread id, for each enabled lcore."""
-    return {lcore: thread_id(lcore) for lcore in g_cpus}
+    return {lcore: thread_id(lcore) for lcore in sorted(enabled() + services())}
 
 
 def wait(lcore: int) -> int:

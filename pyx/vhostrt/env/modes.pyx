@@ -203,9 +203,9 @@ cdef class Start:
     cdef dict lcores(self):
         """Return NUMA node -> lcores, or CPUs where nobody said."""
         if self.given is None:
-            from vhostrt.env import lcore
+            from vhostrt.env.cpus import detect
             self.given = Counter(cpu.node for cpu in
-                                 lcore.detect(within_affinity=True, root=self.options.roots.sys))
+                                 detect(within_affinity=True, roots=self.options.roots))
         return dict(self.given)
 
     cdef int lock(self, str directory) except -1:
