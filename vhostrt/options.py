@@ -4,21 +4,18 @@ Fails: UsageError with one sentence that names the option and its value.
 
 The letters are those of SPDK's vhost v18.04, the long names those of v26.05.
 """
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from vhostrt import log, values
 from vhostrt.disks import Disk, name_disks, read_disk
 from vhostrt.values import shown
+from vhostrt.words import UsageError, split_words
 
 SLEEP_US = 100                          # longest sleep without --max-delay-us
 DELAY_US_MAX = 1_000_000
 RPC_ADDR = "/var/tmp/vhostrt.sock"
-
-
-class UsageError(Exception):
-    """The command line cannot be followed; the text is the sentence for the user."""
 
 
 @dataclass(slots=True)
@@ -210,60 +207,7 @@ TABLE = (
     Option("--num-trace-entries", "N", "trace_entries", values.read_power_or_zero,
            "trace entries for each core; 0: none", later=TRACING),
 )
-Said = tuple[str, Option, str]            # the name as typed, its option, the text behind it
 BY_NAME = {name: option for option in TABLE for name in option.names.split()}
-
-
-def find_long(word: str) -> tuple[str, Option]:
-    """Find a long option by its name or, as getopt_long does, by a beginning only it has."""
-    if word in BY_NAME:
-        return word, BY_NAME[word]
-    names = [name for name in BY_NAME if name.startswith(word)]
-    if not names:
-        raise UsageError(f"there is no option {shown(word)}")
-    if len({BY_NAME[name].names for name in names}) > 1:
-        raise UsageError(f"option {shown(word)} may mean {' or '.join(names)}")
-    return names[0], BY_NAME[names[0]]
-
-
-def split_words(words: list[str]) -> Iterator[Said]:
-    """Yield (name, option, text) for each option among the words, in order."""
-    rest = iter(words)
-    for word in rest:
-        if word.startswith("--") and word != "--":
-            name, equals, text = word.partition("=")
-            name, option = find_long(name)
-            if equals and not option.argument:
-                raise UsageError(f"option {name} takes no value, and {shown(text)} was given")
-            if option.argument and not equals:
-                text = argument_of(name, rest)
-            yield name, option, text
-        elif word.startswith("-") and word not in ("-", "--"):
-            yield from split_letters(word[1:], rest)
-        else:
-            stray = next(rest, None) if word == "--" else word
-            if stray is not None:
-                raise UsageError(f"argument {shown(stray)} belongs to no option")
-
-
-def split_letters(letters: str, rest: Iterator[str]) -> Iterator[Said]:
-    """Yield what one word of short options says: `qd`, `m0x3`, `qm 0x3`."""
-    while letters:
-        name, letters = "-" + letters[0], letters[1:]
-        option = BY_NAME.get(name)
-        if option is None:
-            raise UsageError(f"there is no option {shown(name)}")
-        if option.argument:
-            yield name, option, letters or argument_of(name, rest)
-            return
-        yield name, option, ""
-
-
-def argument_of(name: str, rest: Iterator[str]) -> str:
-    text = next(rest, None)
-    if text is None:
-        raise UsageError(f"option {name} needs a value")
-    return text
 
 
 def apply(options: Options, name: str, option: Option, text: str) -> None:
@@ -319,7 +263,7 @@ def parse_args(words: list[str]) -> Options:
     Fails: UsageError.
     """
     options = Options()
-    for name, option, text in split_words(words):
+    for name, option, text in split_words(words, BY_NAME):
         apply(options, name, option, text)
         if options.show:
             return options
