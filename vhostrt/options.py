@@ -11,7 +11,7 @@ from typing import Any
 from vhostrt import log, values
 from vhostrt.disks import Disk, name_disks, read_disk
 from vhostrt.values import shown
-from vhostrt.words import UsageError, split_words
+from vhostrt.words import HelpAsked, UsageError, split_words
 
 SLEEP_US = 100                          # longest sleep without --max-delay-us
 DELAY_US_MAX = 1_000_000
@@ -25,7 +25,7 @@ class Options:
     Owner: the control thread; written by parse_args and the [Global] section, read by the rest.
     """
 
-    show: str = ""                                  # "help" or "version": print that and leave
+    show: str = ""                  # "help", "version" or "eal-help": print that and leave
     # Cores
     cores: tuple[int, ...] | None = None            # CPU numbers, ascending; one lcore each
     lcore_map: tuple[tuple[int, tuple[int, ...]], ...] | None = None    # (lcore, its CPUs)
@@ -37,10 +37,13 @@ class Options:
     mem_size: int | None = None                     # MiB of the environment's heap
     mem_channels: int | None = None                 # channels of the memory controller
     mem_file_dir: str | None = None                 # hugetlbfs directory of reserved files (-F)
+    mem_files: tuple[str, ...] = ()                 # reserved files by name, one a NUMA node
     huge_dir: str | None = None                     # hugetlbfs mount point
     huge_unlink: bool = False
     no_huge: bool = False
     single_file_segments: bool = False
+    legacy_mem: bool = False                        # all pages at the start
+    in_memory: bool = False                         # no file in a file system
     enforce_numa: bool = False
     base_virtaddr: int | None = None                # address
     iova_mode: str | None = None                    # pa or va
@@ -158,6 +161,9 @@ TABLE = (
            "memory of the environment in MiB, or with k, M, G (default: as needed)"),
     Option("-F", "DIR", "mem_file_dir", values.read_path,
            "hugetlbfs directory whose reserved files are the memory"),
+    Option("--mem-file", "FILES", "mem_files", values.read_paths,
+           "comma list of reserved files that are the memory, one a NUMA node",
+           later=MEMORY),
     Option("--huge-dir", "DIR", "huge_dir", values.read_path,
            "hugetlbfs mount to take pages from"),
     Option("-R --huge-unlink", "", "huge_unlink", True, "unlink hugepage files after mapping",
@@ -165,6 +171,10 @@ TABLE = (
     Option("--no-huge", "", "no_huge", True, "use no hugepages (needs -s)"),
     Option("-g --single-file-segments", "", "single_file_segments", True,
            "one file for each page size and node", later=MEMORY),
+    Option("--legacy-mem", "", "legacy_mem", True,
+           "take all pages at the start, in the order of their addresses", later=MEMORY),
+    Option("--in-memory", "", "in_memory", True, "make no files in any file system",
+           later=MEMORY),
     Option("--enforce-numa", "", "enforce_numa", True, "never take memory of another node",
            later=MEMORY),
     Option("-n --mem-channels", "N", "mem_channels", number_between(1, INT_MAX),
@@ -178,7 +188,8 @@ TABLE = (
     Option("--msg-mempool-size", "N", "msg_mempool_size", number_between(1, INT_MAX),
            "messages in the pool", later="a message pool of fixed size"),
     Option("--env-context", "WORDS", "env_context", lambda text: tuple(text.split()),
-           "further words for the environment", later="passing of words to the environment"),
+           "further words for the environment, as DPDK takes them: --legacy-mem -r 2 (-h lists "
+           "them)"),
     Option("-u --no-pci", "", "no_pci", True, "do not look at the PCI bus"),
     Option("-A --pci-allowed", "ADDR", "pci_allowed", values.read_pci_address,
            "use only this PCI device; repeatable", many=True, later=PCI),
@@ -228,7 +239,7 @@ def apply(options: Options, name: str, option: Option, text: str) -> None:
 
 
 def check_together(options: Options) -> None:
-    """Refuse what does not go together. Fails: UsageError."""
+    """Refuse what does not go together. Fails: UsageError; HelpAsked of --env-context."""
     refusals = (
         (options.cores and options.lcore_map, "options -m and --lcores exclude each other"),
         (options.pci_allowed and options.pci_blocked, "options -A and -B exclude each other"),
@@ -239,14 +250,23 @@ def check_together(options: Options) -> None:
          f"{options.idle}"),
         (options.no_huge and options.mem_size is None, "option --no-huge needs -s"),
         (options.no_huge and (options.single_file_segments or options.huge_unlink
-                              or options.huge_dir or options.mem_file_dir),
-         "option --no-huge excludes -g, -R, --huge-dir and -F"),
+                              or options.huge_dir or options.mem_file_dir or options.mem_files),
+         "option --no-huge excludes -g, -R, --huge-dir, -F and --mem-file"),
         (options.no_huge and options.iova_mode == "pa", "option --no-huge excludes --iova-mode pa"),
     )
     for wrong, sentence in refusals:
         if wrong:
             raise UsageError(sentence)
     check_main_core(options)
+    check_environment(options)
+
+
+def check_environment(options: Options) -> None:
+    from vhostrt import environment
+    try:
+        environment.options_of(options)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def check_main_core(options: Options) -> None:
@@ -267,7 +287,11 @@ def parse_args(words: list[str]) -> Options:
         apply(options, name, option, text)
         if options.show:
             return options
-    check_together(options)
+    try:
+        check_together(options)
+    except HelpAsked:
+        options.show = "eal-help"
+        return options
     if options.max_delay_us and options.idle is None:
         options.idle = "sleep"
     try:

@@ -12,6 +12,10 @@ class UsageError(Exception):
     """The command line cannot be followed; the text is the sentence for the user."""
 
 
+class HelpAsked(Exception):
+    """The words ask for help; the text is it."""
+
+
 class Named(Protocol):
     """What a table of options has to say of one.
 

@@ -6,6 +6,7 @@ import pytest
 from tests.lib.recorded import System
 from vhostrt.env import eal
 from vhostrt.env.options import EnvOptions
+from vhostrt.words import HelpAsked
 
 MIB = 2**20
 TOKEN = "fc571169-d385-4c55-869d-9d4a1dc20130"
@@ -205,7 +206,7 @@ def test_on_top_of_other_options(roots):
 
 @pytest.mark.parametrize("word", ["-h", "--help"])
 def test_help_is_told_and_has_a_line_for_each_option(word, roots):
-    with pytest.raises(eal.HelpAsked) as asked:
+    with pytest.raises(HelpAsked) as asked:
         read(roots, "-m", "1", word, "-Z")
     text = str(asked.value)
     for option in eal.TABLE:

@@ -1,7 +1,8 @@
 """An EAL argument vector read: what rte_eal_init would be given, and what --env-context adds.
 
 Threads: any.
-Fails:   ValueError with one sentence that names the option and the value.
+Fails:   ValueError with one sentence that names the option and the value; HelpAsked with the usage
+         for -h and --help.
 
 The options are those of DPDK 17.11 and of 26.03. Those of parts that are not here are accepted and
 kept in EnvOptions.ignored; any other word is refused.
@@ -15,15 +16,11 @@ from vhostrt.env import arguments
 from vhostrt.env.options import EnvOptions
 from vhostrt.env.roots import Roots
 from vhostrt.values import MIB, shown
-from vhostrt.words import UsageError, split_words
+from vhostrt.words import HelpAsked, UsageError, split_words
 
 MIB_MAX = 2**63 // MIB - 1
 INT_MAX = 2**31 - 1
 LEVEL_NAMES = ("emergency", "alert", "critical", "error", "warning", "notice", "info", "debug")
-
-
-class HelpAsked(Exception):
-    """The vector has -h or --help; the text is the usage."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -73,13 +70,6 @@ def read_megabytes(text: str) -> int:
 
 def read_node_sizes(text: str) -> tuple[int, ...]:
     return tuple(read_megabytes(part) for part in text.split(","))
-
-
-def read_files(text: str) -> tuple[str, ...]:
-    paths = tuple(text.split(","))
-    if not all(paths):
-        raise ValueError(f"there is an empty path in {shown(text)}")
-    return paths
 
 
 def read_integer(text: str) -> int:
@@ -135,7 +125,7 @@ def positive(text: str) -> int:
 
 
 # Fields whose text is taken as it is; others are read without the blanks around it.
-TEXTS = frozenset(("huge_dir", "mem_files", "file_prefix", "vdevs"))
+TEXTS = frozenset(("huge_dir", "mem_files", "file_prefix", "vdevs", "log_levels"))
 SERVICE, DEVICES = "service_lcores", "devices as [domain:]bus:device.function[,arguments]"
 TABLE = (
     EalOption("-c --coremask", "MASK", "lcores", lambda text: same_cpus(read_mask(text)),
@@ -154,7 +144,7 @@ TABLE = (
               "memory in MiB"),
     EalOption("--socket-mem --numa-mem", "MB,MB,...", "socket_mem", read_node_sizes,
               "invalid parameter for --socket-mem", "memory of each NUMA node in MiB"),
-    EalOption("--mem-file", "FILE,FILE,...", "mem_files", read_files,
+    EalOption("--mem-file", "FILE,FILE,...", "mem_files", values.read_paths,
               "invalid parameters for --mem-file", "reserved files of huge pages, one a NUMA node"),
     EalOption("-n --memory-channels", "N", "channels", positive, "invalid channel number",
               "memory channels"),
@@ -292,7 +282,7 @@ def parse(vector: list[str], roots: Roots | None = None) -> EnvOptions:
 def usage() -> str:
     """Make the text of --help from the table."""
     from textwrap import fill
-    lines = ["usage: EAL options", ""]
+    lines = ["options of the environment, as DPDK has them:", ""]
     indent = " " * 36
     for option in TABLE:
         head = "  " + ", ".join(option.names.split()) + (" " + option.argument).rstrip()
