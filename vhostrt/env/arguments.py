@@ -12,7 +12,6 @@ from dataclasses import fields, replace
 from types import UnionType
 from typing import Any
 
-from vhostrt.env import hugepages
 from vhostrt.env.options import EnvOptions
 from vhostrt.values import MIB, read_pci_address, read_uuid, shown
 
@@ -197,6 +196,7 @@ def memory_files(options: EnvOptions) -> tuple[str, ...]:
     """Return the reserved files, one a NUMA node: those that are named, or those of -F."""
     if options.mem_file_dir is None:
         return options.mem_files
+    from vhostrt.env import hugepages
     return tuple(os.path.join(options.mem_file_dir, f"{RESERVED}{node}")
                  for node in hugepages.nodes(options.roots))
 
