@@ -64,6 +64,11 @@ def test_what_cannot_be_is_a_sentence_about_the_command_line(words, sentence):
     assert sentence in str(refused.value)
 
 
+def test_what_was_wrong_before_is_not_blamed_on_the_words_for_the_environment():
+    with pytest.raises(UsageError, match="^options --in-memory and --legacy-mem cannot be"):
+        parse_args(["--in-memory", "--legacy-mem", "--env-context", "-n 4"])
+
+
 def test_a_cpu_that_is_not_there_is_left_to_the_start():
     assert asked("--env-context", "-l 1000").lcores == {1000: (1000,)}
 

@@ -83,7 +83,8 @@ def test_compact(numbers, text):
 # What follows
 
 def test_what_is_private():
-    for said in ({}, {"shm_id": -1}, {"no_shconf": True, "file_prefix": "x"}, {"in_memory": True}):
+    for said in ({}, {"shm_id": -1}, {"no_shconf": True, "file_prefix": "x"}, {"in_memory": True},
+                 {"in_memory": True, "shm_id": 1}):
         assert arguments.settle(EnvOptions(**said)).no_shconf
     for said in ({"shm_id": 0}, {"file_prefix": "x"}):
         assert not arguments.settle(EnvOptions(**said)).no_shconf

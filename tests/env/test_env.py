@@ -181,6 +181,7 @@ def test_a_forked_child_has_none():
 @pytest.mark.parametrize("said, error, sentence", [
     ({"lcores": [1000]}, ValueError, "CPU 1000 of lcore 1000 does not exist or is offline: this "
                                      "machine has"),
+    ({"lcores": [1000], "mem_size": 1 << 50}, ValueError, "CPU 1000 of lcore 1000"),
     ({"lcores": {5: [900]}}, ValueError, "CPU 900 of lcore 5 does not exist"),
     ({"lcores": "0-x"}, ValueError, "'x' is not a whole number"),
     ({"lcores": []}, ValueError, "no lcore is asked for"),
