@@ -69,6 +69,16 @@ def test_what_was_wrong_before_is_not_blamed_on_the_words_for_the_environment():
         parse_args(["--in-memory", "--legacy-mem", "--env-context", "-n 4"])
 
 
+def test_what_a_configuration_file_may_say_is_waited_for():
+    options = parse_args(["-p", "5", "-c", "file", "--env-context", "--main-lcore=6"])
+    options.cores = (5, 6)
+    assert options_of(options).main_lcore == 6
+    for words in ("-Z", "-n 0"):
+        with pytest.raises(UsageError, match="^option --env-context: "):
+            parse_args(["-c", "file", "--env-context", words])
+    assert parse_args(["-c", "file", "--env-context", "-h"]).show == "eal-help"
+
+
 def test_a_cpu_that_is_not_there_is_left_to_the_start():
     assert asked("--env-context", "-l 1000").lcores == {1000: (1000,)}
 

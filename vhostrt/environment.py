@@ -37,12 +37,32 @@ def options_of(options: Options) -> EnvOptions:
     """
     asked = said_by(options)
     if options.env_context:
-        from vhostrt.env import eal
-        try:
-            asked = eal.apply(list(options.env_context), asked, check_cpus=False)
-        except ValueError as error:
-            raise ValueError(f"option --env-context: {error}") from None
+        asked = with_words(options, asked)
     return arguments.settle(asked)
+
+
+def with_words(options: Options, under: EnvOptions, together: bool = True) -> EnvOptions:
+    """Return the options with --env-context on top; together: refuse what does not go together.
+
+    Fails: ValueError, HelpAsked.
+    """
+    from vhostrt.env import eal
+    read = eal.apply if together else eal.read
+    try:
+        return read(list(options.env_context), under, check_cpus=False)
+    except ValueError as error:
+        raise ValueError(f"option --env-context: {error}") from None
+
+
+def check(options: Options) -> None:
+    """Refuse what the environment could not be; what a configuration file may yet change later.
+
+    Fails: ValueError, HelpAsked.
+    """
+    if options.config is None:
+        options_of(options)
+    elif options.env_context:
+        with_words(options, EnvOptions(), together=False)
 
 
 def without_effect(asked: EnvOptions) -> list[str]:

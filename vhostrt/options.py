@@ -239,7 +239,7 @@ def apply(options: Options, name: str, option: Option, text: str) -> None:
 
 
 def check_together(options: Options) -> None:
-    """Refuse what does not go together. Fails: UsageError; HelpAsked of --env-context."""
+    """Refuse what does not go together. Fails: UsageError."""
     refusals = (
         (options.cores and options.lcore_map, "options -m and --lcores exclude each other"),
         (options.pci_allowed and options.pci_blocked, "options -A and -B exclude each other"),
@@ -258,15 +258,6 @@ def check_together(options: Options) -> None:
         if wrong:
             raise UsageError(sentence)
     check_main_core(options)
-    check_environment(options)
-
-
-def check_environment(options: Options) -> None:
-    from vhostrt import environment
-    try:
-        environment.options_of(options)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
 
 
 def check_main_core(options: Options) -> None:
@@ -274,6 +265,15 @@ def check_main_core(options: Options) -> None:
     if lcores and options.main_core is not None and options.main_core not in lcores:
         raise UsageError(f"option -p: main core {options.main_core} is not among the cores "
                          f"{','.join(map(str, lcores))}")
+
+
+def check_environment(options: Options) -> None:
+    """Refuse what the environment would. Fails: UsageError, HelpAsked."""
+    from vhostrt import environment
+    try:
+        environment.check(options)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def parse_args(words: list[str]) -> Options:
@@ -287,8 +287,9 @@ def parse_args(words: list[str]) -> Options:
         apply(options, name, option, text)
         if options.show:
             return options
+    check_together(options)
     try:
-        check_together(options)
+        check_environment(options)
     except HelpAsked:
         options.show = "eal-help"
         return options

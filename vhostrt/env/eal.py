@@ -253,11 +253,12 @@ def take(options: EnvOptions, name: str, option: EalOption, text: str,
     setattr(options, option.field, value)
 
 
-def apply(words: list[str], options: EnvOptions, *, check_cpus: bool = True) -> EnvOptions:
+def read(words: list[str], options: EnvOptions, *, check_cpus: bool = True) -> EnvOptions:
     """Return a copy of the options on top of which the words are said; the later word wins.
 
     words: without the program's name in front.  check_cpus: refuse CPUs that options.roots has
-    not; else the start of the lcores does.  Fails: ValueError, HelpAsked.
+    not; else the start of the lcores does.  What goes together is not looked at.
+    Fails: ValueError, HelpAsked.
     """
     options = replace(options)
     try:
@@ -265,9 +266,15 @@ def apply(words: list[str], options: EnvOptions, *, check_cpus: bool = True) -> 
             take(options, name, option, text, options.roots if check_cpus else None)
     except UsageError as error:
         raise ValueError(str(error)) from None
-    arguments.check(options)
     if options.no_huge:
         options.legacy_mem = False      # there is no other memory to choose
+    return options
+
+
+def apply(words: list[str], options: EnvOptions, *, check_cpus: bool = True) -> EnvOptions:
+    """Do as read(), and refuse what does not go together.  Fails: ValueError, HelpAsked."""
+    options = read(words, options, check_cpus=check_cpus)
+    arguments.check(options)
     return options
 
 
