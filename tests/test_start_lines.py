@@ -26,16 +26,9 @@ def test_both_lines(capsys):
     assert second == f"[ DPDK EAL parameters: vhostrt --no-shconf -l 4,24 -m 2048 {PREFIX} ]"
 
 
-# Checks 1, 2 and 6 of runtime.md, part 20, on what is built; where the original takes a bad value
-# for another, it is refused here: tests/test_options.py.
 @pytest.mark.parametrize("words, parameters", [
-    ("-m [0-2,5]", f"--no-shconf -l 0-2,5 {PREFIX}"),
-    ("-m 1 -g", f"--no-shconf -l 0 --single-file-segments {PREFIX}"),
-    ("-m 1 -i 0", "-l 0 --file-prefix=spdk0 --proc-type=auto"),
     ("-m 1 -i -5", f"--no-shconf -l 0 {PREFIX}"),
     ("-m 1 -s 0", f"--no-shconf -l 0 -m 0 {PREFIX}"),
-    ("-m 3 -n 2 -s 2g --mem-file /h/a,/h/b -p 0 -u",
-     f"--no-shconf -l 0-1 -n 2 -m 2048 --mem-file /h/a,/h/b --main-lcore=0 --no-pci {PREFIX}"),
     ("--lcores 0@(2-3),1@4 -i 3 -n 4 -s 0 -p 1 -u -g -R --huge-dir /h -A 5e:0.0 --iova-mode va "
      "--base-virtaddr 0x200000000000 --vfio-vf-token fc571169-d385-4c55-869d-9d4a1dc20130",
      "--lcores=0@(2-3),1@(4) -n 4 -m 0 --main-lcore=1 --no-pci --single-file-segments "
