@@ -67,15 +67,14 @@ class Environment:
             raise
 
     def start(self) -> None:
+        """Start lcores and memory; what the machine has not got is told first."""
         from vhostrt.env import lcore, memory
         options = self.options
-        cpus = {cpu.id: cpu for cpu in lcore.detect(root=options.roots.sys)}
-        lcore.checked(options.lcores, cpus)         # before any memory is taken
-        self.memory = memory.init(options.mem_size or None, no_huge=options.no_huge,
-                                  huge_dir=options.mem_file_dir or options.huge_dir)
-        self.ends.append(memory.fini)
         lcore.init(options.lcores, options.main_lcore, root=options.roots.sys)
         self.ends.append(lcore.fini)
+        self.memory = memory.init(options.mem_size or None, no_huge=options.no_huge,
+                                  huge_dir=options.mem_file_dir or options.huge_dir)
+        self.ends.insert(0, memory.fini)            # lcores may use it to their end
 
     def end(self) -> None:
         """End what has begun, last first.  OSError: the rest stays, and end() may be repeated."""
