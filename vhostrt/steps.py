@@ -10,9 +10,10 @@ from vhostrt import log
 from vhostrt.app import App, Step, text_of
 from vhostrt.config.json_config import RUNTIME, STARTUP, Replay
 from vhostrt.config.load import load
-from vhostrt.cores import choose_idle, choose_lcores
+from vhostrt.cores import choose_idle
 from vhostrt.disks import BLOCK_SIZE, Disk, qemu_words
-from vhostrt.options import SLEEP_US, Options
+from vhostrt.environment import options_of, without_effect
+from vhostrt.options import SLEEP_US
 from vhostrt.process import StartError
 from vhostrt.start_lines import print_start_lines
 from vhostrt.stdio import say
@@ -26,9 +27,16 @@ class Configuration(Step):
 
     async def start(self, app: App) -> None:
         app.calls = load(app.options)
-        app.lcores = choose_lcores(app.options)
+        try:
+            app.environment = options_of(app.options)
+        except ValueError as error:
+            raise StartError(str(error)) from error
+        app.lcores = {lcore: cpus for lcore, cpus in app.environment.lcores.items()
+                      if lcore not in app.environment.service_lcores}
         app.idle = choose_idle(app.options, app.lcores)
-        print_start_lines(app.options, app.lcores)
+        for sentence in without_effect(app.environment):
+            log.warning(sentence)
+        print_start_lines(app.environment)
 
 
 class Environment(Step):
@@ -37,27 +45,19 @@ class Environment(Step):
     name = "environment"
 
     async def start(self, app: App) -> None:
-        from vhostrt.env import lcore, memory
-        from vhostrt.env.options import EnvOptions
-        asked = EnvOptions(mem_size=memory_bytes(app.options), no_huge=app.options.no_huge,
-                           mem_file_dir=app.options.mem_file_dir, huge_dir=app.options.huge_dir)
+        from vhostrt import env
+        from vhostrt.env import lcore
         try:
-            lcore.init(app.lcores, app.options.main_core)
-            lcore.control_affinity(list(app.lcores))
-            log.notice(memory.init(asked))
+            environment = env.init(app.environment)
         except ValueError as error:
             raise StartError(str(error)) from error
+        lcore.control_affinity(list(environment.lcores))
+        log.notice(environment.memory)
         log.notice(f"Total cores available: {len(app.lcores)}")
 
     async def stop(self, app: App) -> None:
-        from vhostrt.env import lcore, memory
-        lcore.fini()
-        memory.fini()
-
-
-def memory_bytes(options: Options) -> int | None:
-    """Return what -s asks for; None: take memory when it is needed."""
-    return None if options.mem_size is None or options.mem_size <= 0 else options.mem_size << 20
+        from vhostrt import env
+        env.fini()
 
 
 class Reactors(Step):
