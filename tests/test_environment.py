@@ -84,8 +84,11 @@ def test_a_cpu_that_is_not_there_is_left_to_the_start():
 
 
 def test_words_without_effect_are_named():
-    options = asked("--env-context", "-v --syslog=user --vdev net0 --log-level lib.eal:8 -d /x")
-    assert without_effect(options) == [
+    options = parse_args(["-n", "2", "--env-context", "-v --syslog=user --vdev net0 -d /x "
+                          "--log-level lib.eal:8 --vfio-intr=msi -r 2 -n 4"])
+    assert without_effect(options, options_of(options)) == [
         f"option --env-context: {word} has no effect here"
-        for word in ("--syslog=user", "-d /x", "--vdev=net0", "--log-level=lib.eal:8")]
-    assert without_effect(asked("-u")) == []
+        for word in ("--syslog=user", "-d /x", "--vdev=net0", "--vfio-intr=msi", "-n 4", "-r 2",
+                     "--log-level=lib.eal:8")]
+    options = parse_args(["-n", "2", "--env-context=-l 0"])
+    assert without_effect(options, options_of(options)) == []

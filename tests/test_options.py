@@ -33,6 +33,16 @@ TAKEN = [
     ("-L rpc", {"log_flags": ("rpc",), "print_level": log.DEBUG}),
     ("-t rpc --logflag vhost", {"log_flags": ("rpc", "vhost"), "print_level": log.DEBUG}),
     ("--env-context=-r 2 --no-hpet", {"env_context": ("-r", "2", "--no-hpet")}),
+    ("--vfio-vf-token fc571169-d385-4c55-869d-9d4a1dc20130",
+     {"vfio_vf_token": "fc571169-d385-4c55-869d-9d4a1dc20130"}),
+    ("-A 5e:0.0 -A 5e:0.1", {"pci_allowed": ("0000:5e:00.0", "0000:5e:00.1")}),
+    ("-B 5e:0.0", {"pci_blocked": ("0000:5e:00.0",)}), ("-i 3", {"shm_id": 3}),
+    ("-i -1", {"shm_id": -1}), ("--iova-mode va", {"iova_mode": "va"}),
+    ("--mem-file /a,/b", {"mem_files": ("/a", "/b")}), ("--legacy-mem", {"legacy_mem": True}),
+    ("--in-memory", {"in_memory": True}), ("-gR", {"single_file_segments": True,
+                                                   "huge_unlink": True}),
+    ("--enforce-numa", {"enforce_numa": True}),
+    ("--base-virtaddr 0x100000000000", {"base_virtaddr": 0x100000000000}),
     ("-L rpc -q", {"log_flags": ("rpc",), "print_level": log.WARNING}),
     ("--disk malloc:1M --disk x,ro", {"disks": (
         Disk("malloc", 2**20, "", "Disk0", "vhost.0"),
@@ -42,13 +52,8 @@ TAKEN = [
 # (words, field, value) of options that are read and kept while their feature is not there.
 LATER = [
     ("-e bdev", "tpoint_groups", "bdev"), ("--num-trace-entries 64", "trace_entries", 64),
-    ("--vfio-vf-token fc571169-d385-4c55-869d-9d4a1dc20130", "vfio_vf_token",
-     "fc571169-d385-4c55-869d-9d4a1dc20130"),
-    ("-A 5e:0.0 -A 5e:0.1", "pci_allowed", ("0000:5e:00.0", "0000:5e:00.1")),
-    ("-B 5e:0.0", "pci_blocked", ("0000:5e:00.0",)), ("-i 3", "shm_id", 3), ("-i -1", "shm_id", -1),
-    ("--disable-cpumask-locks", "core_locks", False), ("--iova-mode va", "iova_mode", "va"),
-    ("--mem-file /a,/b", "mem_files", ("/a", "/b")), ("--legacy-mem", "legacy_mem", True),
-    ("--in-memory", "in_memory", True), ("--msg-mempool-size 9", "msg_mempool_size", 9),
+    ("--disable-cpumask-locks", "core_locks", False), ("-n 4", "mem_channels", 4),
+    ("--msg-mempool-size 9", "msg_mempool_size", 9),
 ]
 
 # Words, and what the sentence has to name.

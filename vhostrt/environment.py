@@ -65,9 +65,12 @@ def check(options: Options) -> None:
         with_words(options, EnvOptions(), together=False)
 
 
-def without_effect(asked: EnvOptions) -> list[str]:
+def without_effect(options: Options, asked: EnvOptions) -> list[str]:
     """Return a sentence for each word of --env-context that means nothing here."""
     words = [word for word in asked.ignored if word not in ("-v", "--version")]
     words += [f"--vdev={device}" for device in asked.vdevs]
+    words += [f"--vfio-intr={asked.vfio_intr}"] if asked.vfio_intr else []
+    words += [f"-n {asked.channels}"] if asked.channels != options.mem_channels else []
+    words += [f"-r {asked.ranks}"] if asked.ranks else []
     words += [f"--log-level={pattern}:{level}" for pattern, level in asked.log_levels]
     return [f"option --env-context: {word} has no effect here" for word in words]

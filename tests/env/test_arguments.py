@@ -74,12 +74,6 @@ def test_nodes_have_sizes_of_their_own():
     assert "--socket-mem=64,0,128" in words(socket_mem=(64 * MIB, 0, 128 * MIB))
 
 
-@pytest.mark.parametrize("numbers, text", [
-    ((4,), "4"), ((0, 1, 2, 5), "0-2,5"), ((4, 24), "4,24"), ((0, 1), "0-1"), ((), "")])
-def test_compact(numbers, text):
-    assert arguments.compact(numbers) == text
-
-
 # What follows
 
 def test_what_is_private():
@@ -119,7 +113,10 @@ def test_ordinary_pages_have_no_order_and_no_physical_address():
     ({"main_lcore": 1023}, "option --main-lcore: lcore 1023 is not enabled"),
     ({"lcores": {0: (0,), 1: (1,)}, "service_lcores": (2,)},
      "option -S: service lcore 2 is not enabled: the lcores are 0-1"),
-    ({"lcores": {0: (0,), 1: (1,)}, "service_lcores": (0,)}, "option -S: lcore 0 is the main"),
+    ({"lcores": {0: (0,), 1: (1,)}, "service_lcores": (0,), "main_lcore": 0},
+     "option -S: lcore 0 is the main"),
+    ({"lcores": {0: (0,), 1: (1,)}, "service_lcores": (0, 1)},
+     "option -S: all lcores, 0-1, are to run services"),
     ({"lcores": {0: (0,), 1: (1,)}, "service_lcores": (1,), "main_lcore": 1},
      "option -S: lcore 1 is the main"),
     ({"mem_size": -1}, "mem_size: '-1' is no number of bytes"),

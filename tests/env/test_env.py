@@ -10,11 +10,14 @@ import time
 
 import pytest
 
+from tests.lib.pci_tree import PciTree
 from tests.lib.recorded import System
 from vhostrt import env
-from vhostrt.env import lcore, memory
+from vhostrt.env import lcore, memory, vtophys
 from vhostrt.env.options import EnvOptions
+from vhostrt.env.pci.driver import Driver, Id
 from vhostrt.env.ring import Ring
+from vhostrt.env.roots import Roots
 from vhostrt.event import reactor
 
 MIB = 2**20
@@ -174,6 +177,171 @@ def test_a_forked_child_has_none():
         os._exit(0 if ok else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert env.current() is not None and lcore.wait(FIRST) == 0
+
+
+# Parts that come when they are asked for
+
+def test_service_lcores_are_none_of_the_applications():
+    with start(lcores={n: ALL[:1] for n in range(4)}, service_lcores=[0, 3]) as environment:
+        assert environment.lcores == {1: (ALL[0],), 2: (ALL[0],)}
+        assert environment.service_lcores == (0, 3) and environment.main_lcore == 1
+        assert (lcore.enabled(), lcore.services(), lcore.main()) == ([1, 2], [0, 3], 1)
+        from vhostrt.env import services
+        services.lcore_start(3)
+        assert services.loops(3) >= 0 and lcore.state(3) == "RUNNING"
+    assert lcore.services() == []
+
+
+def test_alarms_end_with_the_environment():
+    from vhostrt.env import alarm, interrupt
+    with start(lcores=[FIRST]):
+        alarm.set_alarm(600_000_000, lambda: None)
+        assert alarm.pending() == 1 and interrupt.running()
+    assert alarm.pending() == 0 and not interrupt.running()
+
+
+def test_the_bus_is_looked_at_when_it_is_asked_for(tmp_path):
+    tree = PciTree(tmp_path)
+    tree.device("0000:5e:00.0")
+    tree.device("0000:5f:00.0")
+    with start(lcores=[FIRST], roots=tree.roots, pci_allowed=["5e:0.0,x=1"]) as environment:
+        assert environment.dma == () and vtophys.mode() is None
+        bus = environment.pci
+        assert environment.pci is bus
+        assert [str(device.address) for device in bus.devices] == ["0000:5e:00.0", "0000:5f:00.0"]
+        assert {str(address): text for address, text in bus.allowed.items()} == {
+            "0000:5e:00.0": "x=1"}
+        assert vtophys.mode() == "va", "ordinary pages may move"
+        assert all(sentence for sentence in environment.dma) and environment.dma
+        block = memory.zalloc(4096)
+        assert vtophys.translate(block.address) in (block.address, vtophys.ERROR)
+        del block
+    assert vtophys.mode() is None and bus.devices == []
+    with pytest.raises(OSError, match="the PCI bus: this environment has ended") as refused:
+        environment.pci.scan()
+    assert refused.value.errno == errno.ESRCH
+
+
+class Disk(Driver):
+    """Takes every device, and notes those that it lets go of."""
+
+    ids, needs_mapping = (Id(),), False
+
+    def __init__(self):
+        self.removed = []
+
+    def probe(self, device):
+        return 0
+
+    def remove(self, device):
+        self.removed.append(device)
+
+
+def test_a_forked_child_leaves_the_devices_to_its_parent(tmp_path):
+    tree, driver = PciTree(tmp_path), Disk()
+    tree.device("0000:5e:00.0")
+    with start(lcores=[FIRST], roots=tree.roots) as environment:
+        taken = environment.pci.enumerate(driver)
+        child = os.fork()
+        if child == 0:
+            env.fini()
+            os._exit(len(driver.removed) + 2 * (env.current() is not None))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert len(taken) == 1 and driver.removed == []
+    assert driver.removed == taken
+
+
+def test_no_bus_is_looked_at(tmp_path):
+    tree = PciTree(tmp_path)
+    tree.device("0000:5e:00.0")
+    with start(lcores=[FIRST], roots=tree.roots, no_pci=True) as environment:
+        assert environment.pci.devices == [] and vtophys.mode() is None
+
+
+def test_this_machines_bus():
+    with env.init(lcores=[FIRST]) as environment:
+        there = os.listdir("/sys/bus/pci/devices") if os.path.isdir("/sys/bus/pci/devices") else []
+        if not there and not os.path.isdir("/sys/bus/pci/devices"):
+            with pytest.raises(OSError, match="the PCI bus cannot be scanned"):
+                environment.pci.scan()
+            return
+        assert len(environment.pci.devices) == len(there)
+        assert vtophys.mode() in ("pa", "va")
+
+
+def test_a_bus_that_cannot_be_had_leaves_the_rest_as_it_was(tmp_path):
+    with start(lcores=[FIRST], roots=Roots(str(tmp_path), str(tmp_path))) as environment:
+        for _ in range(2):
+            with pytest.raises(OSError, match="the PCI bus cannot be scanned"):
+                environment.pci.scan()
+        assert env.current() is environment and vtophys.mode() is None
+    tree = PciTree(tmp_path / "machine")
+    with env.init(lcores=[FIRST], roots=tree.roots, iova_mode="va", in_memory=True) as environment:
+        with pytest.raises(ValueError, match="option --iova-mode va: it needs an IOMMU"):
+            environment.pci.scan()
+        assert vtophys.mode() is None and len(environment.ends) == 2
+
+
+SECONDARY = """if 1:
+    import sys
+    from vhostrt import env
+    with env.init(shm_id=int(sys.argv[1]), proc_type="secondary", lcores=[int(sys.argv[2])]) as two:
+        from vhostrt.env import zone
+        words = zone.lookup("numbers").array("uint32", 4)
+        print(words.sum(), two.options.file_prefix)
+        words[3] = 90
+        del words
+"""
+
+
+def test_another_process_attaches_by_the_id():
+    with env.init(shm_id=os.getpid() % 10**6, lcores=[FIRST], mem_size=8 * MIB) as environment:
+        from vhostrt.env import zone
+        prefix = environment.options.file_prefix
+        assert environment.memory.endswith(f"; other processes attach as {prefix}")
+        numbers = zone.reserve("numbers", 64)
+        numbers.array("uint32", 4)[:] = range(4)
+        done = subprocess.run([sys.executable, "-c", SECONDARY, prefix.removeprefix("spdk"),
+                               str(FIRST)], capture_output=True, text=True, timeout=120)
+        assert (done.stdout, done.stderr) == (f"6 {prefix}\n", "")
+        assert list(numbers.array("uint32", 4)) == [0, 1, 2, 90]
+        with pytest.raises(OSError, match="memory: 1 blocks of .* still in use"):
+            env.fini()
+        numbers.free()
+
+
+FORGETFUL = """if 1:
+    import sys
+    from vhostrt import env
+    from vhostrt.env import memory
+    from vhostrt.env.pci.driver import Driver, Id
+    from vhostrt.env.roots import Roots
+
+    class Disk(Driver):
+        name, ids, needs_mapping = "disk", (Id(),), False
+        def probe(self, device):
+            return 0
+        def remove(self, device):
+            print("removed", device.address)
+
+    one = env.init(shm_id=int(sys.argv[1]), lcores=[int(sys.argv[2])], mem_size=8 << 20,
+                   no_huge=True, roots=Roots(sys.argv[3]))
+    one.pci.enumerate(Disk())
+    kept = memory.zalloc(64)
+"""
+
+
+def test_a_process_that_forgets_it_lets_devices_go_and_leaves_no_files(tmp_path):
+    tree, number = PciTree(tmp_path), os.getpid() % 10**6
+    tree.device("0000:5e:00.0")
+    done = subprocess.run([sys.executable, "-c", FORGETFUL, str(number), str(FIRST),
+                           tree.roots.sys], capture_output=True, text=True, timeout=120,
+                          env={**os.environ, "TMPDIR": str(tmp_path), "XDG_RUNTIME_DIR": ""})
+    assert (done.stdout, done.stderr) == ("removed 0000:5e:00.0\n", "")
+    for top in (tmp_path, "/run/vhostrt", "/dev/shm"):
+        for folder, _, files in os.walk(top):
+            assert f"spdk{number}" not in folder or files == []
+            assert not [name for name in files if name.startswith(f"spdk{number}map_")]
 
 
 # Refusals: one sentence, and nothing left behind

@@ -215,7 +215,7 @@ def test_without_root():
 def turn():
     """Wait for our turn with the system's huge pages; put their number back in the end."""
     size = 2 * MIB
-    with open("/tmp/vhostrt-test-hugepages", "a") as file:
+    with open("/proc/sys/vm/nr_hugepages") as file:     # as tests/lib/hugepages.py does
         fcntl.flock(file, fcntl.LOCK_EX)
         before, = (page.total for page in hugepages.scan() if page.size == size)
         try:

@@ -31,11 +31,13 @@ Fails:    ValueError for what cannot be asked, OSError for what the system refus
 """
 import errno
 import os
+import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Self
 
-from vhostrt.env import arguments
+from vhostrt.env import arguments, cpus
 from vhostrt.env.options import EnvOptions
 
 __all__ = ["EnvOptions", "Environment", "current", "fini", "init"]
@@ -47,52 +49,107 @@ at_exit = False                         # whether the interpreter's end is told 
 class Environment:
     """A started environment, made by init(); a context manager that ends it.
 
-    options     EnvOptions as they were followed, with what was not said made explicit
-    memory      one sentence about where the memory comes from
-    lcores      lcore -> its CPUs, ascending, the service lcores among them
-    main_lcore  one of them
-    arguments   the same as an EAL argument vector
+    options         EnvOptions as they were followed, with what was not said made explicit
+    memory          one sentence about where the memory comes from
+    lcores          lcore -> its CPUs, ascending, without those that run services alone
+    service_lcores  the ids of those, ascending
+    main_lcore      one of lcores
+    arguments       the options as an EAL argument vector
+    pci             the PCI bus, looked at when it is first asked for
     """
 
     def __init__(self, options: EnvOptions) -> None:
         """Start it.  Fails: ValueError, OSError, MemoryError; then nothing has been started."""
         self.options = options
         self.memory = ""
+        self.dma: tuple[str, ...] = ()
+        self.bus: Any = None
         self.pid = os.getpid()
         self.ends: list[Callable[[], None]] = []    # of what has begun, in that order
+        self.begin(self.start)
+
+    def begin(self, start: Callable[[], None]) -> None:
+        """Run a part of the start; when it fails, what it has begun is ended again."""
+        before = len(self.ends)
         try:
-            self.start()
+            start()
         except BaseException:
-            self.end()
+            while len(self.ends) > before:
+                self.ends.pop()()
             raise
 
     def start(self) -> None:
-        """Start lcores and memory; what the machine has not got is told first."""
+        """Start lcores, memory and services; what the machine has not got is told first."""
         from vhostrt.env import lcore, memory
         options = self.options
-        lcore.init(options.lcores, options.main_lcore, root=options.roots.sys)
+        lcore.init(options.lcores, options.main_lcore, service=options.service_lcores,
+                   roots=options.roots)
         self.ends.append(lcore.fini)
-        self.memory = memory.init(options.mem_size or None, no_huge=options.no_huge,
-                                  huge_dir=options.mem_file_dir or options.huge_dir)
+        on_node = Counter(node for node in map(lcore.socket, options.lcores) if node >= 0)
+        self.memory = memory.init(options, dict(on_node))
         self.ends.insert(0, memory.fini)            # lcores may use it to their end
+        if options.service_lcores:
+            from vhostrt.env import services
+            services.init()
+            self.ends.append(services.fini)
+
+    def start_pci(self) -> None:
+        """Scan the bus, and have addresses for its devices: not with --no-pci."""
+        from vhostrt.env.pci.bus import Bus
+        bus = Bus(self.options)
+        bus.scan()
+        self.ends.append(bus.close)
+        if not self.options.no_pci:
+            from vhostrt.env import memmap, vtophys
+            # Ordinary pages may move, so that their physical addresses are of no use.
+            mode, vfio = ("va", "") if self.options.no_huge else bus.iova_mode()
+            memmap.init()
+            self.ends.insert(-1, memmap.fini)
+            self.dma = tuple(filter(None, (vfio, vtophys.init(mode, self.options.roots))))
+            self.ends.insert(-1, vtophys.fini)
+        self.bus = bus
 
     def end(self) -> None:
-        """End what has begun, last first.  OSError: the rest stays, and end() may be repeated."""
+        """End what has begun, last first.  OSError: the rest stays, and end() may be repeated.
+
+        A forked child only forgets: threads, memory and devices are its parent's.
+        """
+        if self.pid != os.getpid():
+            from vhostrt.env import lcore, memory
+            self.ends = [memory.fini, lcore.fini]
+        for name in ("alarm", "interrupt"):         # they start by themselves, when they are used
+            module = sys.modules.get(f"vhostrt.env.{name}")
+            if module is not None:
+                module.fini()
         while self.ends:
             self.ends[-1]()
             self.ends.pop()
 
     @property
     def lcores(self) -> dict[int, tuple[int, ...]]:
-        return dict(self.options.lcores or {})
+        return {lcore: of for lcore, of in self.options.lcores.items()
+                if lcore not in self.options.service_lcores}
+
+    @property
+    def service_lcores(self) -> tuple[int, ...]:
+        return self.options.service_lcores
 
     @property
     def main_lcore(self) -> int:
-        return self.options.main_lcore      # type: ignore[return-value]  # init() settles it
+        return self.options.main_lcore
 
     @property
     def arguments(self) -> list[str]:
         return arguments.build(self.options)
+
+    @property
+    def pci(self) -> Any:
+        """vhostrt.env.pci.bus.Bus.  Fails: OSError, ValueError; it may be asked for again."""
+        if running is not self:
+            raise OSError(errno.ESRCH, "the PCI bus: this environment has ended")
+        if self.bus is None:
+            self.begin(self.start_pci)
+        return self.bus
 
     def __enter__(self) -> Self:
         return self
@@ -103,8 +160,7 @@ class Environment:
 
     def __repr__(self) -> str:
         state = "running" if running is self else "ended"
-        return f"<Environment {self.options.name}, {state}, lcores " \
-               f"{arguments.compact(tuple(self.lcores))}>"
+        return f"<Environment {self.options.name}, {state}, lcores {cpus.cpu_list(self.lcores)}>"
 
 
 def plain(name: str, value: Any) -> Any:
@@ -138,7 +194,7 @@ def init(options: EnvOptions | None = None, **keywords: Any) -> Environment:
         asked.lcores = {cpu: (cpu,) for cpu in sorted(os.sched_getaffinity(0))}
     asked = arguments.settle(asked)
     if asked.main_lcore is None:
-        asked.main_lcore = min(asked.lcores)
+        asked.main_lcore = min(set(asked.lcores) - set(asked.service_lcores))
     running = Environment(asked)
     if not at_exit:
         import atexit
@@ -148,7 +204,7 @@ def init(options: EnvOptions | None = None, **keywords: Any) -> Environment:
 
 
 def fini() -> None:
-    """End the environment: lcores, then memory. Nothing is done when there is none.
+    """End the environment: devices, lcores, memory. Nothing is done when there is none.
 
     Fails: OSError EBUSY that names what is still in use, an lcore that runs or blocks of memory;
     what had to end before it has ended, and fini() may be called again.

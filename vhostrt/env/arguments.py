@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 from types import UnionType
 from typing import Any
 
+from vhostrt.env.cpus import CPU_MAX, cpu_list
 from vhostrt.env.options import EnvOptions
 from vhostrt.values import MIB, read_pci_address, read_uuid, shown
 
@@ -20,21 +21,9 @@ RESERVED = "vhost_spdk_reserved_"       # files of -F, one a NUMA node
 IOVA_MODES = ("pa", "va")
 PROC_TYPES = ("primary", "secondary", "auto")
 VFIO_INTRS = ("legacy", "msi", "msix")
-LCORE_MAX = 1024
 LEVELS = range(1, 9)
 RANKS = range(1, 17)
 VIRTADDRS = range(0, 2**47)
-
-
-def compact(numbers: frozenset[int] | tuple[int, ...]) -> str:
-    """Write numbers as the list `a-b,c`."""
-    runs: list[list[int]] = []
-    for n in sorted(numbers):
-        if runs and n == runs[-1][-1] + 1:
-            runs[-1][1:] = [n]
-        else:
-            runs.append([n])
-    return ",".join("-".join(map(str, run)) for run in runs)
 
 
 # What cannot be.
@@ -107,8 +96,8 @@ def check_ids(lcores: dict[int, tuple[int, ...]]) -> None:
     if not lcores:
         raise ValueError("no lcore is asked for")
     for lcore, cpus in lcores.items():
-        if not 0 <= lcore < LCORE_MAX:
-            raise ValueError(f"lcore {lcore}: the ids are 0 to {LCORE_MAX - 1}")
+        if not 0 <= lcore < CPU_MAX:
+            raise ValueError(f"lcore {lcore}: the ids are 0 to {CPU_MAX - 1}")
         if not cpus:
             raise ValueError(f"lcore {lcore} is given no CPU")
 
@@ -119,12 +108,15 @@ def check_roles(options: EnvOptions) -> None:
     main = options.main_lcore
     if main is not None and main not in enabled:
         raise ValueError(f"option --main-lcore: lcore {main} is not enabled: the lcores are "
-                         f"{compact(enabled)}")
+                         f"{cpu_list(enabled)}")
+    if set(enabled) <= set(options.service_lcores):
+        raise ValueError(f"option -S: all lcores, {cpu_list(enabled)}, are to run services, and "
+                         "none is left to be the main one")
     for lcore in options.service_lcores:
         if lcore not in enabled:
             raise ValueError(f"option -S: service lcore {lcore} is not enabled: the lcores are "
-                             f"{compact(enabled)}")
-        if lcore == (min(enabled) if main is None else main):
+                             f"{cpu_list(enabled)}")
+        if lcore == main:
             raise ValueError(f"option -S: lcore {lcore} is the main lcore, which runs no services")
 
 
@@ -185,11 +177,11 @@ def settle(options: EnvOptions) -> EnvOptions:
 def core_words(options: EnvOptions) -> Iterator[str]:
     lcores = options.lcores
     if lcores is not None and all(cpus == (lcore,) for lcore, cpus in lcores.items()):
-        yield f"-l {compact(tuple(lcores))}"
+        yield f"-l {cpu_list(tuple(lcores))}"
     elif lcores is not None:
-        yield "--lcores=" + ",".join(f"{n}@({compact(lcores[n])})" for n in sorted(lcores))
+        yield "--lcores=" + ",".join(f"{n}@({cpu_list(lcores[n])})" for n in sorted(lcores))
     if options.service_lcores:
-        yield f"-S {compact(options.service_lcores)}"
+        yield f"-S {cpu_list(options.service_lcores)}"
 
 
 def memory_files(options: EnvOptions) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vhostrt import values
-from vhostrt.env import arguments
+from vhostrt.env import arguments, cpus
 from vhostrt.env.options import EnvOptions
 from vhostrt.env.roots import Roots
 from vhostrt.values import MIB, shown
@@ -198,20 +198,15 @@ BY_NAME = {name: option for option in TABLE for name in option.names.split()}
 
 # Reading.
 
-def present_cpus(roots: Roots) -> frozenset[int]:
-    from vhostrt.env import lcore
-    return frozenset(cpu.id for cpu in lcore.detect(root=roots.sys))
-
-
 def check_present(lcores: dict[int, tuple[int, ...]], text: str, roots: Roots) -> None:
     """Refuse lcores that this machine has no CPU for.  Fails: ValueError."""
-    there = present_cpus(roots)
-    for lcore, cpus in lcores.items():
-        for cpu in cpus:
+    there = {cpu.id for cpu in cpus.detect(roots=roots)}
+    for lcore, of in lcores.items():
+        for cpu in of:
             if cpu not in there:
-                what = "lcore" if cpus == (lcore,) else "core"
+                what = "lcore" if of == (lcore,) else "core"
                 raise ValueError(f"{what} {cpu} unavailable in {shown(text.strip())}: this machine "
-                                 f"has the CPUs {arguments.compact(there)}")
+                                 f"has the CPUs {cpus.cpu_list(there)}")
 
 
 def read_value(option: EalOption, text: str, roots: Roots | None) -> Any:
