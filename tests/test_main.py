@@ -83,9 +83,10 @@ def test_a_pid_file_that_cannot_be_written(tmp_path):
 
 
 def test_options_without_effect_are_named(locked):
-    lines = run("--lock-file", locked, "-e", "bdev", "-B", "5e:0.0").stderr.splitlines()
+    lines = run("--lock-file", locked, "-e", "bdev", "-n", "4").stderr.splitlines()
     assert "*WARNING*: option -e has no effect: tracing is not there yet" in lines[0]
-    assert "*WARNING*: option -B has no effect: the PCI bus is not there yet" in lines[1]
+    assert "*WARNING*: option -n has no effect: placing of objects by "
+            "memory channel is not there yet" in lines[1]
     assert len(lines) == 3
 
 
