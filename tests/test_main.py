@@ -85,8 +85,7 @@ def test_a_pid_file_that_cannot_be_written(tmp_path):
 def test_options_without_effect_are_named(locked):
     lines = run("--lock-file", locked, "-e", "bdev", "-n", "4").stderr.splitlines()
     assert "*WARNING*: option -e has no effect: tracing is not there yet" in lines[0]
-    assert "*WARNING*: option -n has no effect: placing of objects by "
-            "memory channel is not there yet" in lines[1]
+    assert "*WARNING*: option -n has no effect: placing of objects by memory " in lines[1]
     assert len(lines) == 3
 
 

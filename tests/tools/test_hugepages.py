@@ -194,22 +194,7 @@ def test_the_command_is_installed():
                                          check=True).stdout
 
 
-def test_without_root():
-    size, as_user = hugepages.default_size(), unprivileged_words()
-    before = hugepages.node_counts(size)
-    with tempfile.TemporaryDirectory() as folder:       # pytest's own are root's alone
-        os.chmod(folder, 0o777)
-        said = run("reserve", "--pages", "1", before=as_user, status=1)
-        assert re.search(r"number of huge pages of .* cannot be set: .*; this needs root$", said)
-        assert run("release", before=as_user, status=1).endswith("; this needs root\n")
-        said = run("mount", f"{folder}/mount", before=as_user, status=1)
-        assert re.search(r"cannot be mounted at .*/mount: .*; this needs root$", said)
-        assert os.listdir(folder) == []
-    assert "PAGE SIZE" in run(before=as_user)
-    assert hugepages.node_counts(size) == before
-
-
-# For real
+# For real, in turn with other tests that change the machine's pages
 
 @contextlib.contextmanager
 def turn():
@@ -236,6 +221,20 @@ def may_reserve(before):
 
 def total():
     return next(page.total for page in hugepages.scan() if page.size == 2 * MIB)
+
+
+def test_without_root():
+    as_user = unprivileged_words()
+    with turn() as before, tempfile.TemporaryDirectory() as folder:     # pytest's are root's alone
+        os.chmod(folder, 0o777)
+        size = ["--page-size", "2M"]
+        said = run("reserve", "--pages", before + 1, *size, before=as_user, status=1)
+        assert re.search(r"number of huge pages of .* cannot be set: .*; this needs root$", said)
+        assert run("release", *size, before=as_user, status=1).endswith("; this needs root\n")
+        said = run("mount", f"{folder}/mount", *size, before=as_user, status=1)
+        assert re.search(r"cannot be mounted at .*/mount: .*; this needs root$", said)
+        assert os.listdir(folder) == [] and total() == before
+    assert "PAGE SIZE" in run(before=as_user)
 
 
 def test_pages_for_real(tmp_path):
