@@ -1,15 +1,16 @@
 """The live command on its machine: threads, memory, descriptors, and users who are not root."""
 import contextlib
-import fcntl
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.lib import hugepages
 from tests.lib.command import NOBODY, Place
 
-HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
 HUGE_MIB = 2                            # of one page
 
 
@@ -100,16 +101,8 @@ def huge_mapped(run):
 @contextlib.contextmanager
 def huge_pages(count):
     """Ask the system for more huge pages, where that is allowed; yield how many are free."""
-    with open("/tmp/vhostrt-test-hugepages", "a") as turn:
-        fcntl.flock(turn, fcntl.LOCK_EX)
-        before = HUGE_PAGES.read_text()
-        with contextlib.suppress(OSError):
-            HUGE_PAGES.write_text(str(int(before) + count))
-        try:
-            yield int(re.search(r"HugePages_Free:\s*(\d+)", Path("/proc/meminfo").read_text())[1])
-        finally:
-            with contextlib.suppress(OSError):
-                HUGE_PAGES.write_text(before)
+    with hugepages.reserved(count):
+        yield hugepages.of_size(HUGE_MIB << 20).available
 
 
 def test_huge_pages_are_used_when_they_are_there(place):
@@ -135,6 +128,80 @@ def test_no_huge_takes_none(place):
     with huge_pages(40), place.start("--no-huge", "-s", "64") as run:
         assert "Memory: ordinary pages, transparent huge pages asked for (as asked)" in run.said()
         assert huge_mapped(run) == 0
+        run.stop()
+
+
+@pytest.mark.parametrize("words, said", [
+    (["-s", "64", "--in-memory"], "Memory: 64 MiB of huge pages of 2 MiB, reserved"),
+    (["-s", "64", "--enforce-numa"], "Memory: 64 MiB of huge pages of 2 MiB, reserved"),
+    (["-s", "64", "--legacy-mem"],
+     r"Memory: 64 MiB of huge pages of 2 MiB, (\d+ contiguous segments?|no physical addresses)"),
+    (["-g", "--disk", "malloc:16M"], "Memory: huge pages of 2 MiB as long as there are any"),
+])
+def test_choices_of_memory(place, words, said):
+    with huge_pages(40) as free:
+        if free * HUGE_MIB < 64 and "--legacy-mem" in words:
+            assert "there are no free huge pages" in place.run(*words).stderr
+            return
+        with place.start(*words) as run:
+            if free * HUGE_MIB >= 64:
+                assert re.search(said, run.said()) and huge_mapped(run) > 0
+            else:
+                assert "Memory: ordinary pages" in run.said()
+            run.stop()
+
+
+def test_huge_pages_of_a_directory(place, tmp_path):
+    with huge_pages(40) as free, hugepages.mounted(tmp_path) as mounted:
+        words = ["-i", str(os.getpid()), "--huge-dir", str(tmp_path), "--disk", "malloc:16M"]
+        if not mounted or not free:
+            assert mounted or "no hugetlbfs is mounted there" in place.run(*words).stderr
+            return
+        with place.start(*words) as run:
+            assert any(f"spdk{os.getpid()}map_" in path.name for path in tmp_path.iterdir())
+            run.stop()
+        assert list(tmp_path.iterdir()) == []
+        with place.start(*words, "-R") as run:
+            assert list(tmp_path.iterdir()) == [] and huge_mapped(run) > 0
+            run.stop()
+
+
+def test_where_memory_is_mapped(place):
+    with place.start("--base-virtaddr", "0x300000000000", "--disk", "malloc:8M") as run:
+        assert re.search("^3000", run.file("maps"), re.M)
+        run.stop()
+
+
+ATTACH = """if 1:
+    import sys
+    from vhostrt import env
+    with env.init(shm_id=int(sys.argv[1]), proc_type="secondary") as environment:
+        print(environment.memory)
+"""
+
+
+def test_another_process_attaches_to_its_memory(place):
+    number = str(os.getpid())
+    with place.start("-i", number, "--disk", "malloc:8M") as run:
+        assert f"; other processes attach as spdk{number}" in run.said()
+        done = subprocess.run([sys.executable, "-c", ATTACH, number], env=place.environment,
+                              capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0 and done.stdout.startswith("Memory: "), done.stderr
+        assert run.answers("spdk_get_version")
+        run.stop()
+    done = subprocess.run([sys.executable, "-c", ATTACH, number], env=place.environment,
+                          capture_output=True, text=True, timeout=120)
+    assert f"there is no primary process of spdk{number} to attach to" in done.stderr
+
+
+def test_what_was_said_about_devices_has_the_bus_looked_at(place):
+    with place.start("-A", "ff:1f.7") as run:
+        assert "option -A: there is no PCI device 0000:ff:1f.7" in run.said()
+        assert re.search(r"PCI bus: 0 of \d+ devices may be used", run.said())
+        assert re.search("VFIO .*Addresses for devices: ", run.said(), re.S)
+        run.stop()
+    with place.start("-u") as run:
+        assert "PCI bus" not in run.said()
         run.stop()
 
 

@@ -43,6 +43,8 @@ def refused(place, *words, status=1):
     (["--disk", ""], "names no file"), (["--disk", "malloc:1M,name="], "'name='"),
     (["--disk", "malloc:1M,name=x", "--disk", "malloc:1M,name=x"], "two disks have the name 'x'"),
     (["--disk", "malloc:1M,socket=x", "--disk", "malloc:1M,socket=x"], "socket 'x'"),
+    (["--in-memory", "-F", "/h"], "options --in-memory and -F cannot be specified at the same"),
+    (["--env-context", "-Z"], "option --env-context: there is no option '-Z'"),
     (["--no-huge"], "option --no-huge needs -s"), (["--wait-for-rpc", "--no-rpc-server"], "needs"),
 ])
 def test_bad_words(place, words, part):
@@ -54,7 +56,8 @@ def test_bad_words(place, words, part):
     (["-m", "[0,1022]"], "CPU 1022 "), (["--lcores", "5@900"], "CPU 900 of lcore 5"),
     (["-s", "900G"], "memory of 921600 MiB: "), (["--no-huge", "-s", "900G"], "921600 MiB"),
     (["-F", "/nowhere"], "/nowhere"), (["-F", "/proc"], "/proc"),
-    (["--huge-dir", "/nowhere"], "/nowhere"),
+    (["--huge-dir", "/nowhere"], "/nowhere"), (["--mem-file", "/nowhere/a"], "/nowhere/a"),
+    (["--env-context", "-l 999"], "CPU 999 of lcore 999 does not exist or is offline"),
     (["-f", "/nowhere/pid"], "Couldn't create pid file '/nowhere/pid': No such file or directory"),
     (["--lock-file", "/nowhere/lock"], "cannot open the lock file '/nowhere/lock'"),
     (["-r", "/nowhere/rpc"], "RPC socket '/nowhere/rpc' cannot be made"),
@@ -65,6 +68,17 @@ def test_bad_words(place, words, part):
 ])
 def test_what_this_machine_does_not_have(place, words, part):
     assert part in refused(place, *words)
+
+
+def test_virtual_addresses_for_devices_without_an_iommu(place):
+    from vhostrt.env.pci import vfio
+    from vhostrt.env.roots import SYSTEM
+    if vfio.probe(SYSTEM).iommu:
+        with place.start("--iova-mode", "va") as run:
+            assert "VFIO support initialized" in run.said()
+            run.stop()
+    else:
+        assert "option --iova-mode va: it needs an IOMMU" in refused(place, "--iova-mode", "va")
 
 
 def test_what_is_at_the_place_of_a_socket_stays(place):

@@ -1,4 +1,4 @@
-"""The choice of cores and of the idle policy, and the start lines, on the machine at hand."""
+"""The choice of cores and of the idle policy, on the machine at hand."""
 import os
 import subprocess
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vhostrt import cores, start_lines
+from vhostrt import cores
 from vhostrt.options import parse_args
 
 ROOT = Path(__file__).parent.parent
@@ -45,39 +45,8 @@ def test_idle_policy(words, isolated, idle, tmp_path, monkeypatch):
     assert cores.choose_idle(options, chosen) == idle
 
 
-@pytest.mark.parametrize("numbers, text", [
-    ((4,), "4"), ((0, 1, 2, 5), "0-2,5"), ((4, 24), "4,24"), ((0, 1), "0-1"), ((), "")])
-def test_compact(numbers, text):
-    assert cores.compact(numbers) == text
-
-
-def test_start_lines(capsys):
-    start_lines.print_start_lines(parse_args(["-s", "2g"]), {4: (4,), 24: (24,)})
-    first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("Starting vhostrt v") and first.endswith(" initialization...")
-    assert " / " in first
-    assert second == ("[ DPDK EAL parameters: vhostrt --no-shconf -l 4,24 -m 2048 "
-                      f"--file-prefix=spdk_pid{os.getpid()} ]")
-
-
-def test_every_parameter_in_its_order():
-    words = ("--lcores 0@(2-3),1@4 -i 3 -n 4 -s 0 -p 1 -u -g -R --huge-dir /h -A 5e:0.0 "
-             "--iova-mode va --base-virtaddr 0x200000000000 "
-             "--vfio-vf-token fc571169-d385-4c55-869d-9d4a1dc20130").split()
-    options = parse_args([*words, "--env-context", "--x y"])
-    assert start_lines.parameters(options, dict(options.lcore_map)) == [
-        "vhostrt", "--lcores=0@(2-3),1@(4)", "-n 4", "-m 0", "--main-lcore=1", "--no-pci",
-        "--single-file-segments", "--huge-unlink", "--huge-dir=/h", "--allow=0000:5e:00.0",
-        "--iova-mode=va", "--base-virtaddr=0x200000000000", "--file-prefix=spdk3",
-        "--proc-type=auto", "--vfio-vf-token=fc571169-d385-4c55-869d-9d4a1dc20130", "--x", "y"]
-    options = parse_args("--no-huge -s 64 -B 1:0.1 -B 1:0.2".split())
-    assert start_lines.parameters(options, {0: (0,)})[1:7] == [
-        "--no-shconf", "-l 0", "-m 64", "--no-huge", "--legacy-mem", "--iova-mode=va"]
-    assert "--block=0001:00:00.1" not in start_lines.parameters(options, {0: (0,)})
-    assert "--block=0000:01:00.2" in start_lines.parameters(options, {0: (0,)})
-
-
-def test_a_closed_stdout_does_not_stop_the_start():
-    code = ("import sys; from vhostrt import start_lines, options; sys.stdout.close()\n"
-            "start_lines.print_start_lines(options.Options(), {0: (0,)})")
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=True)
+def test_cores_of_the_environments_own_words_are_asked_for(tmp_path, monkeypatch):
+    (tmp_path / "isolated").write_text("0-9\n")
+    monkeypatch.setattr(cores, "CPUS", str(tmp_path))
+    assert cores.choose_idle(parse_args([]), {8: (8,), 9: (9,)}) == "spin"
+    assert cores.choose_idle(parse_args([]), {FIRST: (FIRST,)}) == "yield"

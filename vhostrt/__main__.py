@@ -26,11 +26,21 @@ def follow(words: list[str]) -> int:
         print(f"vhostrt: {error}\nTry 'vhostrt --help'.", file=sys.stderr)
         return 2
     if options.show:
-        why = stdio.say(help_text() if options.show == "help" else f"vhostrt v{__version__}")
+        why = stdio.say(text_of(options.show))
         if why:
             print(f"vhostrt: cannot print on stdout: {why}", file=sys.stderr)
         return 1 if why else 0
     return run(options)
+
+
+def text_of(show: str) -> str:
+    """Return what -h, -v or the -h of --env-context prints."""
+    if show == "version":
+        return f"vhostrt v{__version__}"
+    if show == "help":
+        return help_text()
+    from vhostrt.env import eal
+    return eal.usage()
 
 
 def run(options: Options) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 from vhostrt import log
 from vhostrt.config import ConfigError
 from vhostrt.config.json_config import Call
+from vhostrt.env.options import EnvOptions
 from vhostrt.options import Options
 from vhostrt.process import StartError
 from vhostrt.stop_signals import StopSignals
@@ -44,7 +45,8 @@ class App:
     calls        of the JSON configuration file
     rpc          the Dispatcher of the RPC methods; None before its step
     server       the RPC server; None before its step, and with --no-rpc-server
-    lcores       lcore -> its CPUs, ascending; empty before the configuration is read
+    environment  what the environment is asked to be; None before the configuration is read
+    lcores       lcore -> its CPUs, ascending, of those with a reactor; empty until then
     core_locks   the claims on the cores; None before their step
     tracing      which trace points are on; None before its step
     idle         what reactors do without work: spin, yield or sleep
@@ -62,6 +64,7 @@ class App:
         self.calls: list[Call] = []
         self.rpc: Any = None
         self.server: Any = None
+        self.environment: EnvOptions | None = None
         self.lcores: dict[int, tuple[int, ...]] = {}
         self.core_locks: Any = None
         self.tracing: Any = None

@@ -35,17 +35,7 @@ def choose_idle(options: Options, lcores: dict[int, tuple[int, ...]]) -> str:
     """
     if options.idle is not None:
         return options.idle
-    asked = options.cores is not None or options.lcore_map is not None
+    asked = (options.cores is not None or options.lcore_map is not None
+             or lcores != choose_lcores(options))               # --env-context did
     cpus = {n for cpus in lcores.values() for n in cpus}
     return "spin" if asked and cpus <= listed("isolated") else "yield"
-
-
-def compact(numbers: frozenset[int] | tuple[int, ...]) -> str:
-    """Write numbers as the list `a-b,c`."""
-    runs: list[list[int]] = []
-    for n in sorted(numbers):
-        if runs and n == runs[-1][-1] + 1:
-            runs[-1][1:] = [n]
-        else:
-            runs.append([n])
-    return ",".join("-".join(map(str, run)) for run in runs)

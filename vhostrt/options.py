@@ -4,21 +4,18 @@ Fails: UsageError with one sentence that names the option and its value.
 
 The letters are those of SPDK's vhost v18.04, the long names those of v26.05.
 """
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from vhostrt import log, values
 from vhostrt.disks import Disk, name_disks, read_disk
 from vhostrt.values import shown
+from vhostrt.words import HelpAsked, UsageError, split_words
 
 SLEEP_US = 100                          # longest sleep without --max-delay-us
 DELAY_US_MAX = 1_000_000
 RPC_ADDR = "/var/tmp/vhostrt.sock"
-
-
-class UsageError(Exception):
-    """The command line cannot be followed; the text is the sentence for the user."""
 
 
 @dataclass(slots=True)
@@ -28,7 +25,7 @@ class Options:
     Owner: the control thread; written by parse_args and the [Global] section, read by the rest.
     """
 
-    show: str = ""                                  # "help" or "version": print that and leave
+    show: str = ""                  # "help", "version" or "eal-help": print that and leave
     # Cores
     cores: tuple[int, ...] | None = None            # CPU numbers, ascending; one lcore each
     lcore_map: tuple[tuple[int, tuple[int, ...]], ...] | None = None    # (lcore, its CPUs)
@@ -40,10 +37,13 @@ class Options:
     mem_size: int | None = None                     # MiB of the environment's heap
     mem_channels: int | None = None                 # channels of the memory controller
     mem_file_dir: str | None = None                 # hugetlbfs directory of reserved files (-F)
+    mem_files: tuple[str, ...] = ()                 # reserved files by name, one a NUMA node
     huge_dir: str | None = None                     # hugetlbfs mount point
     huge_unlink: bool = False
     no_huge: bool = False
     single_file_segments: bool = False
+    legacy_mem: bool = False                        # all pages at the start
+    in_memory: bool = False                         # no file in a file system
     enforce_numa: bool = False
     base_virtaddr: int | None = None                # address
     iova_mode: str | None = None                    # pa or va
@@ -125,9 +125,6 @@ def read_log_flag(text: str) -> str:
 
 
 INT_MAX = 2**31 - 1
-PCI = "the PCI bus"
-SHARED = "attaching of other processes"
-MEMORY = "this choice of memory"
 
 TABLE = (
     Option("-h --help", "", "show", "help", "print this text and exit"),
@@ -160,34 +157,37 @@ TABLE = (
            "memory of the environment in MiB, or with k, M, G (default: as needed)"),
     Option("-F", "DIR", "mem_file_dir", values.read_path,
            "hugetlbfs directory whose reserved files are the memory"),
+    Option("--mem-file", "FILES", "mem_files", values.read_paths,
+           "comma list of reserved files that are the memory, one a NUMA node"),
     Option("--huge-dir", "DIR", "huge_dir", values.read_path,
            "hugetlbfs mount to take pages from"),
-    Option("-R --huge-unlink", "", "huge_unlink", True, "unlink hugepage files after mapping",
-           later=MEMORY),
+    Option("-R --huge-unlink", "", "huge_unlink", True, "unlink hugepage files after mapping"),
     Option("--no-huge", "", "no_huge", True, "use no hugepages (needs -s)"),
     Option("-g --single-file-segments", "", "single_file_segments", True,
-           "one file for each page size and node", later=MEMORY),
-    Option("--enforce-numa", "", "enforce_numa", True, "never take memory of another node",
-           later=MEMORY),
+           "one file for each page size and node"),
+    Option("--legacy-mem", "", "legacy_mem", True,
+           "take all pages at the start, in the order of their addresses"),
+    Option("--in-memory", "", "in_memory", True, "make no files in any file system"),
+    Option("--enforce-numa", "", "enforce_numa", True, "never take memory of another node"),
     Option("-n --mem-channels", "N", "mem_channels", number_between(1, INT_MAX),
-           "memory channels", later=MEMORY),
+           "memory channels", later="placing of objects by memory channel"),
     Option("--base-virtaddr", "ADDR", "base_virtaddr", values.read_address,
-           "where memory is mapped", later=MEMORY),
-    Option("--iova-mode", "MODE", "iova_mode", one_of("pa", "va"), "device addresses: pa or va",
-           later=PCI),
+           "where memory is mapped"),
+    Option("--iova-mode", "MODE", "iova_mode", one_of("pa", "va"), "device addresses: pa or va"),
     Option("-i --shm-id", "ID", "shm_id", number_between(-INT_MAX, INT_MAX),
-           "shared memory id; negative: private (default)", later=SHARED),
+           "shared memory id; negative: private (default)"),
     Option("--msg-mempool-size", "N", "msg_mempool_size", number_between(1, INT_MAX),
            "messages in the pool", later="a message pool of fixed size"),
     Option("--env-context", "WORDS", "env_context", lambda text: tuple(text.split()),
-           "further words for the environment", later="passing of words to the environment"),
+           "further words for the environment, as DPDK takes them: --legacy-mem -r 2 (-h lists "
+           "them)"),
     Option("-u --no-pci", "", "no_pci", True, "do not look at the PCI bus"),
     Option("-A --pci-allowed", "ADDR", "pci_allowed", values.read_pci_address,
-           "use only this PCI device; repeatable", many=True, later=PCI),
+           "use only this PCI device; repeatable", many=True),
     Option("-B --pci-blocked", "ADDR", "pci_blocked", values.read_pci_address,
-           "leave this PCI device alone; repeatable", many=True, later=PCI),
+           "leave this PCI device alone; repeatable", many=True),
     Option("--vfio-vf-token", "UUID", "vfio_vf_token", values.read_uuid,
-           "token of a virtual function", later=PCI),
+           "token of a virtual function"),
     Option("-r --rpc-socket", "ADDR", "rpc_addr", values.read_rpc_address,
            f"RPC address: a socket's path, or host[:port] (default: {RPC_ADDR})"),
     Option("--no-rpc-server", "", "rpc_server", False, "start no RPC server"),
@@ -210,60 +210,7 @@ TABLE = (
     Option("--num-trace-entries", "N", "trace_entries", values.read_trace_entries,
            "entries of the trace of each core, a power of two; 0: no tracing (default: 32768)"),
 )
-Said = tuple[str, Option, str]            # the name as typed, its option, the text behind it
 BY_NAME = {name: option for option in TABLE for name in option.names.split()}
-
-
-def find_long(word: str) -> tuple[str, Option]:
-    """Find a long option by its name or, as getopt_long does, by a beginning only it has."""
-    if word in BY_NAME:
-        return word, BY_NAME[word]
-    names = [name for name in BY_NAME if name.startswith(word)]
-    if not names:
-        raise UsageError(f"there is no option {shown(word)}")
-    if len({BY_NAME[name].names for name in names}) > 1:
-        raise UsageError(f"option {shown(word)} may mean {' or '.join(names)}")
-    return names[0], BY_NAME[names[0]]
-
-
-def split_words(words: list[str]) -> Iterator[Said]:
-    """Yield (name, option, text) for each option among the words, in order."""
-    rest = iter(words)
-    for word in rest:
-        if word.startswith("--") and word != "--":
-            name, equals, text = word.partition("=")
-            name, option = find_long(name)
-            if equals and not option.argument:
-                raise UsageError(f"option {name} takes no value, and {shown(text)} was given")
-            if option.argument and not equals:
-                text = argument_of(name, rest)
-            yield name, option, text
-        elif word.startswith("-") and word not in ("-", "--"):
-            yield from split_letters(word[1:], rest)
-        else:
-            stray = next(rest, None) if word == "--" else word
-            if stray is not None:
-                raise UsageError(f"argument {shown(stray)} belongs to no option")
-
-
-def split_letters(letters: str, rest: Iterator[str]) -> Iterator[Said]:
-    """Yield what one word of short options says: `qd`, `m0x3`, `qm 0x3`."""
-    while letters:
-        name, letters = "-" + letters[0], letters[1:]
-        option = BY_NAME.get(name)
-        if option is None:
-            raise UsageError(f"there is no option {shown(name)}")
-        if option.argument:
-            yield name, option, letters or argument_of(name, rest)
-            return
-        yield name, option, ""
-
-
-def argument_of(name: str, rest: Iterator[str]) -> str:
-    text = next(rest, None)
-    if text is None:
-        raise UsageError(f"option {name} needs a value")
-    return text
 
 
 def apply(options: Options, name: str, option: Option, text: str) -> None:
@@ -295,8 +242,8 @@ def check_together(options: Options) -> None:
          f"{options.idle}"),
         (options.no_huge and options.mem_size is None, "option --no-huge needs -s"),
         (options.no_huge and (options.single_file_segments or options.huge_unlink
-                              or options.huge_dir or options.mem_file_dir),
-         "option --no-huge excludes -g, -R, --huge-dir and -F"),
+                              or options.huge_dir or options.mem_file_dir or options.mem_files),
+         "option --no-huge excludes -g, -R, --huge-dir, -F and --mem-file"),
         (options.no_huge and options.iova_mode == "pa", "option --no-huge excludes --iova-mode pa"),
     )
     for wrong, sentence in refusals:
@@ -312,6 +259,15 @@ def check_main_core(options: Options) -> None:
                          f"{','.join(map(str, lcores))}")
 
 
+def check_environment(options: Options) -> None:
+    """Refuse what the environment would. Fails: UsageError, HelpAsked."""
+    from vhostrt import environment
+    try:
+        environment.check(options)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
 def parse_args(words: list[str]) -> Options:
     """Read the words after the program's name.
 
@@ -319,11 +275,16 @@ def parse_args(words: list[str]) -> Options:
     Fails: UsageError.
     """
     options = Options()
-    for name, option, text in split_words(words):
+    for name, option, text in split_words(words, BY_NAME):
         apply(options, name, option, text)
         if options.show:
             return options
     check_together(options)
+    try:
+        check_environment(options)
+    except HelpAsked:
+        options.show = "eal-help"
+        return options
     if options.max_delay_us and options.idle is None:
         options.idle = "sleep"
     try:

@@ -5,14 +5,17 @@ Fails:   StartError, ConfigError, SubsystemError, OSError or MemoryError, each w
 """
 import asyncio
 import os
+from typing import Any
 
 from vhostrt import log
 from vhostrt.app import App, Step, text_of
 from vhostrt.config.json_config import RUNTIME, STARTUP, Replay
 from vhostrt.config.load import load
-from vhostrt.cores import choose_idle, choose_lcores
+from vhostrt.cores import choose_idle
 from vhostrt.disks import BLOCK_SIZE, Disk, qemu_words
-from vhostrt.options import SLEEP_US, Options
+from vhostrt.env.options import EnvOptions
+from vhostrt.environment import options_of, without_effect
+from vhostrt.options import SLEEP_US
 from vhostrt.process import StartError
 from vhostrt.start_lines import print_start_lines
 from vhostrt.stdio import say
@@ -26,9 +29,16 @@ class Configuration(Step):
 
     async def start(self, app: App) -> None:
         app.calls = load(app.options)
-        app.lcores = choose_lcores(app.options)
+        try:
+            app.environment = options_of(app.options)
+        except ValueError as error:
+            raise StartError(str(error)) from error
+        app.lcores = {lcore: cpus for lcore, cpus in app.environment.lcores.items()
+                      if lcore not in app.environment.service_lcores}
         app.idle = choose_idle(app.options, app.lcores)
-        print_start_lines(app.options, app.lcores)
+        for sentence in without_effect(app.options, app.environment):
+            log.warning(sentence)
+        print_start_lines(app.environment)
 
 
 class CoreClaims(Step):
@@ -61,27 +71,45 @@ class Environment(Step):
     name = "environment"
 
     async def start(self, app: App) -> None:
-        from vhostrt.env import lcore, memory
-        from vhostrt.env.options import EnvOptions
-        asked = EnvOptions(mem_size=memory_bytes(app.options), no_huge=app.options.no_huge,
-                           mem_file_dir=app.options.mem_file_dir, huge_dir=app.options.huge_dir)
+        from vhostrt import env
+        from vhostrt.env import lcore
         try:
-            lcore.init(app.lcores, app.options.main_core)
-            lcore.control_affinity(list(app.lcores))
-            log.notice(memory.init(asked))
+            environment = env.init(app.environment)
+            lcore.control_affinity([*environment.lcores, *environment.service_lcores])
+            log.notice(environment.memory)
+            if about_devices(environment.options):
+                look_at_devices(environment)
         except ValueError as error:
             raise StartError(str(error)) from error
         log.notice(f"Total cores available: {len(app.lcores)}")
 
     async def stop(self, app: App) -> None:
-        from vhostrt.env import lcore, memory
-        lcore.fini()
-        memory.fini()
+        from vhostrt import env
+        env.fini()
 
 
-def memory_bytes(options: Options) -> int | None:
-    """Return what -s asks for; None: take memory when it is needed."""
-    return None if options.mem_size is None or options.mem_size <= 0 else options.mem_size << 20
+def about_devices(options: EnvOptions) -> bool:
+    """Tell whether anything was said that only matters to PCI devices."""
+    return bool(options.pci_allowed or options.pci_blocked or options.vfio_vf_token
+                or options.iova_mode and not options.no_huge)
+
+
+def look_at_devices(environment: Any) -> None:
+    """Scan the PCI bus now rather than when a device is first wanted, and say what came of it.
+
+    Fails: ValueError, OSError.
+    """
+    bus = environment.pci
+    for sentence in environment.dma:
+        log.notice(sentence)
+    there = {device.address for device in bus.devices}
+    for name, listed in (("-A", bus.allowed), ("-B", bus.blocked)):
+        for address in listed:
+            if address not in there:
+                log.warning(f"option {name}: there is no PCI device {address}")
+    ours = [device for device in bus.devices if device.address not in bus.blocked
+            and (not bus.allowed or device.address in bus.allowed)]
+    log.notice(f"PCI bus: {len(ours)} of {len(bus.devices)} devices may be used")
 
 
 class TraceFile(Step):

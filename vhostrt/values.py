@@ -201,6 +201,14 @@ def read_path(text: str) -> str:
     return text
 
 
+def read_paths(text: str) -> tuple[str, ...]:
+    """Read a comma list of paths."""
+    paths = tuple(text.split(","))
+    if not all(paths):
+        raise ValueError(f"there is an empty path in {shown(text)}")
+    return paths
+
+
 def read_rpc_address(text: str) -> str:
     """Read the path of a unix socket (it has a slash), or host[:port]."""
     if not text:

@@ -13,7 +13,7 @@ from tests.source.cysource import ROOT
 
 pytestmark = pytest.mark.timeout(900)       # the whole package is compiled once
 SOURCES = ["setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "Makefile",
-           ".coveragerc", ".ci", "docker", "pyx", "vhostrt", "tests", "bench"]
+           ".coveragerc", ".ci", "docker", "docs", "pyx", "vhostrt", "tests", "bench"]
 BUILT = shutil.ignore_patterns("*.so", "*.c", "__pycache__", "results")
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 QUICK = {"VHOSTRT_PROFILE": "debug"}        # compiled in a third of the time that release takes
