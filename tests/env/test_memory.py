@@ -26,7 +26,9 @@ def resident_kib():
 
 def test_nothing_is_taken_before_it_is_asked_for():
     assert memory.stats() == {"total": 0, "used": 0, "free": 0, "free_max": 0, "populated": 0,
-                              "huge": 0, "blocks": 0, "segments": 0, "limit": None}
+                              "huge": 0, "blocks": 0, "spaces": 0, "segments": 0, "limit": None,
+                              "nodes": {}}
+    assert memory.segments() == []
 
 
 def test_blocks_are_zeroed_aligned_and_writable():
@@ -224,7 +226,7 @@ def test_memory_that_the_system_cannot_give_is_an_error_and_no_signal():
     code = """if 1:
         import os
         from vhostrt.env import memory
-        memory.init(no_huge=True)
+        memory.init(8 << 20, no_huge=True)
         first = memory.zalloc(1000)
         fd = next(int(n) for n in os.listdir('/proc/self/fd')
                   if os.readlink(f'/proc/self/fd/{n}').startswith('/memfd:vhostrt'))

@@ -1,302 +1,558 @@
 """The memory of the environment: a heap over segments that grows when asked.
 
-Owner:    memory.init and memory.fini, by the control thread; a block belongs to its caller.
-Threads:  any, under a mutex: set-up time only, never the data path.
-Fails:    NULL or -errno; OSError with a sentence from the Python face.
+The heap is in the record of the environment.  The primary process hands memory out; a secondary
+one, attached to its record, looks things up there and maps what the primary has added.
 """
-import os
-import re
-
-from cpython.buffer cimport PyBuffer_FillInfo
-from libc.errno cimport EALREADY, EINVAL, ENOMEM, EOPNOTSUPP, ESRCH
-from libc.stdint cimport SIZE_MAX, uintptr_t
+from libc.errno cimport EALREADY, EBUSY, EINVAL, ENOMEM, ENOSPC, EPERM, ESRCH
+from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
+from libc.string cimport memcpy, memset, strcmp, strcpy
 from posix.types cimport pid_t
-from posix.unistd cimport getpid
+from posix.unistd cimport getpid, unlink
+from vhostrt.base.atomics cimport fetch_add_u32, load_relaxed_u32
 from vhostrt.base.errors cimport ok
-from vhostrt.env.heap cimport (heap_add, heap_close, heap_free, heap_init, heap_owns, heap_stats,
-                               heap_stats_t, heap_t, heap_zalloc)
-from vhostrt.env.segment cimport (huge_pages_free, segment_map, segment_map_file,
-                                  segment_populate, segment_t, segment_unmap)
+from vhostrt.env.heap cimport (REGIONS, REGION_FILE, WHOLE_WANTED, heap_add, heap_close, heap_drop,
+                               heap_give, heap_resize, heap_size, heap_take, region_t, want_init,
+                               want_t)
+from vhostrt.env.region cimport iova_at, region_at, region_next
+from vhostrt.env.segment cimport SEGMENT_FILE, segment_t, segment_unmap
+from vhostrt.env.shared cimport (EOWNERDEAD, config_lock, config_map_region, config_unlock,
+                                 config_unmap, env_config_t)
+from vhostrt.env.supply cimport supply_growth, supply_has, supply_t
 
-from vhostrt.env.segment import array_over, check_node
+cdef extern from *:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <fcntl.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+    static int vh_node(void)
+    {
+        unsigned cpu, node = 0;
+        return syscall(SYS_getcpu, &cpu, &node, NULL) ? 0 : (int)node;
+    }
+    """
+    enum:
+        FALLOC_FL_KEEP_SIZE
+        FALLOC_FL_PUNCH_HOLE
+    int node_of_caller "vh_node"() nogil
+    int fallocate(int fd, int mode, uint64_t offset, size_t size) nogil
 
-MIB = 1 << 20
-HUGE_PAGE = 2 * MIB
-FILE_DEFAULT = 1024 * MIB       # bytes a node of a reserved file that is new, when none are told
+cdef enum:
+    WATCHES = 8
+    HEADROOM = 128              # a header, and the smallest space that alignment leaves in front
+
+cdef struct watch_t:
+    segment_fn fn
+    void *ctx
 
 # Written by init and fini, of the control thread.
-cdef heap_t g_heap
-cdef pid_t g_pid = 0            # 0: not initialised
+cdef env_config_t *g_config = NULL      # also in a forked child, which only env_owns looks at
+cdef pid_t g_pid = 0                    # 0: not initialised
+cdef bint g_primary = False
+cdef bint g_shared = False
+cdef supply_t g_supply                  # of a primary process
+cdef object g_end = None                # called without arguments when all has been given back
+# Under the lock, or by the control thread before there is a record.
+cdef watch_t g_watches[WATCHES]
+cdef int g_watch_count = 0
+cdef uint32_t g_mapped[REGIONS]         # of a secondary process: serials of what it has mapped
+cdef uint32_t g_changes = 0
+cdef uint32_t g_views = 0               # Python's views of zones; any thread
 
 
 cdef bint env_ready() noexcept nogil:
-    """True between memory.init and memory.fini, and not in a forked child."""
-    return g_pid != 0 and g_pid == getpid()
+    """True when memory can be had: between init and fini, in the primary process itself."""
+    return g_pid != 0 and g_primary and g_pid == getpid()
 
+
+cdef supply_t *env_supply() noexcept nogil:
+    """Return where new segments come from; written while the environment starts."""
+    return &g_supply
+
+
+# Who is told of segments.
+
+cdef void tell_gone(int watches, region_t *region) noexcept nogil:
+    """Tell the first so many watches that a segment goes."""
+    while watches:
+        watches -= 1
+        g_watches[watches].fn(g_watches[watches].ctx, region.segment.base, region.segment.size,
+                              False)
+
+
+cdef int tell_come(region_t *region) noexcept nogil:
+    """Tell all watches that a segment has come; when one refuses, none has it, and -errno."""
+    cdef int i, rc
+    for i in range(g_watch_count):
+        rc = g_watches[i].fn(g_watches[i].ctx, region.segment.base, region.segment.size, True)
+        if rc < 0:
+            tell_gone(i, region)
+            return rc
+    return 0
+
+
+cdef int env_watch_segments(segment_fn fn, void *ctx) noexcept nogil:
+    """Have fn called for every segment there is, now, and for each that comes or goes later.
+
+    It runs under the lock and must not call back into this module.
+    0
+    -ENOSPC  8 are watching
+    -errno   what fn has answered: it has been told that the others go, and is not called again;
+             or that the record cannot be had, as env_lock
+    """
+    global g_watch_count
+    cdef env_config_t *c = NULL
+    cdef region_t *region = NULL
+    cdef region_t *told
+    cdef int rc = 0
+    if g_pid:
+        c = env_lock(False, &rc)
+        if c is NULL:
+            return rc
+    if g_watch_count == WATCHES:
+        rc = -ENOSPC
+    elif c is not NULL:
+        region = region_next(&c.heap, NULL)
+    while region is not NULL and rc == 0:
+        rc = fn(ctx, region.segment.base, region.segment.size, True)
+        if rc < 0:
+            told = region_next(&c.heap, NULL)
+            while told != region:
+                fn(ctx, told.segment.base, told.segment.size, False)
+                told = region_next(&c.heap, told)
+        region = region_next(&c.heap, region)
+    if rc == 0:
+        g_watches[g_watch_count].fn = fn
+        g_watches[g_watch_count].ctx = ctx
+        g_watch_count += 1
+    if c is not NULL:
+        env_unlock(c)
+    return rc
+
+
+cdef void env_unwatch_segments(segment_fn fn, void *ctx) noexcept nogil:
+    """Have fn with this ctx not called any more; it is not told that anything goes."""
+    global g_watch_count
+    cdef int rc = 0, i
+    cdef env_config_t *c = env_lock(False, &rc)
+    for i in range(g_watch_count):
+        if g_watches[i].fn == fn and g_watches[i].ctx == ctx:
+            g_watch_count -= 1
+            g_watches[i] = g_watches[g_watch_count]
+            break
+    if c is not NULL:
+        env_unlock(c)
+
+
+# The lock, and what has to be so under it.
+
+cdef int catch_up(env_config_t *c) noexcept nogil:
+    """Map what the primary process has added; 0 or -errno."""
+    cdef region_t *region = region_next(&c.heap, NULL)
+    cdef int rc = 0
+    cdef Py_ssize_t slot
+    global g_changes
+    if c.heap.changes == g_changes:
+        return 0
+    while region is not NULL and rc == 0:
+        slot = region - c.heap.regions
+        if g_mapped[slot] != region.serial:
+            rc = config_map_region(c, region)
+            if rc == 0:
+                rc = tell_come(region)
+            if rc == 0:
+                g_mapped[slot] = region.serial
+        region = region_next(&c.heap, region)
+    if rc == 0:
+        g_changes = c.heap.changes
+    return rc
+
+
+cdef env_config_t *env_lock(bint change, int *rc) noexcept nogil:
+    """Take the lock of the record and return it, or NULL and why.  change: to change its tables.
+
+    -ESRCH       not between init and fini, or in a forked child
+    -EPERM       only the primary process changes them
+    -EOWNERDEAD  the primary process has died while it changed them
+    -errno       a segment that the primary process has added cannot be mapped
+    """
+    cdef env_config_t *c = g_config
+    if g_pid == 0 or g_pid != getpid():
+        rc[0] = -ESRCH
+        return NULL
+    if change and not g_primary:
+        rc[0] = -EPERM
+        return NULL
+    rc[0] = config_lock(c, change)
+    if rc[0] < 0:
+        return NULL
+    if not g_primary:
+        rc[0] = catch_up(c)
+        if rc[0] < 0:
+            config_unlock(c)
+            return NULL
+    return c
+
+
+cdef void env_unlock(env_config_t *c) noexcept nogil:
+    """Give the lock back."""
+    config_unlock(c)
+
+
+cdef void env_view(int more) noexcept nogil:
+    """Count views into memory of the record that Python has: 1 or -1 more."""
+    fetch_add_u32(&g_views, <uint32_t>more)
+
+
+# Growing and shrinking.
+
+cdef void remove_file(env_config_t *c, const char *file) noexcept nogil:
+    """Remove the file of a segment that is gone, unless another one is of it."""
+    cdef region_t *region = region_next(&c.heap, NULL)
+    while region is not NULL and strcmp(region.file, file) != 0:
+        region = region_next(&c.heap, region)
+    if region is NULL and file[0] and not g_supply.unlink:
+        unlink(file)
+
+
+cdef void shrink(env_config_t *c, region_t *region) noexcept nogil:
+    """Give an empty region back to the system; no other process has mapped it."""
+    cdef char file[REGION_FILE]
+    strcpy(file, region.file)
+    if g_supply.single:
+        # The file goes on; what it has here does not.
+        fallocate(region.segment.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                  region.segment.offset, region.segment.size)
+    heap_drop(&c.heap, region)
+    remove_file(c, file)
+
+
+cdef region_t *grow(env_config_t *c, const want_t *want, int node) noexcept nogil:
+    """Add a segment of a node with room for what is wanted, and return its region, or NULL."""
+    cdef segment_t segment
+    cdef char file[REGION_FILE]
+    cdef region_t *region
+    cdef int rc
+    rc = supply_growth(&g_supply, c, want.size + want.align + want.bound + HEADROOM, node,
+                       want.page_sizes, &segment, file)
+    if rc < 0:
+        return NULL
+    # What others may map stays where it is.
+    region = heap_add(&c.heap, &segment, g_shared, &rc)
+    if region is NULL:
+        segment_unmap(&segment)
+        remove_file(c, file)
+        return NULL
+    if not g_supply.unlink:
+        strcpy(region.file, file)
+    if tell_come(region) < 0:
+        shrink(c, region)
+        return NULL
+    return region
+
+
+cdef int next_node(env_config_t *c, int node) noexcept nogil:
+    """Return the next higher node that there is memory of, or may be; -1: there is none."""
+    cdef int found = -1
+    cdef uint32_t i
+    cdef int j
+    for i in range(c.heap.node_count):
+        if c.heap.nodes[i].node > node and (found < 0 or c.heap.nodes[i].node < found):
+            found = c.heap.nodes[i].node
+    for j in range(g_supply.node_count):
+        if g_supply.nodes[j] > node and (found < 0 or g_supply.nodes[j] < found):
+            found = g_supply.nodes[j]
+    return found
+
+
+cdef void *take_on(env_config_t *c, const want_t *want, int node) noexcept nogil:
+    """Return a block of this node, or NULL."""
+    cdef void *block = heap_take(&c.heap, want, node)
+    cdef region_t *grown = NULL
+    if block is NULL:
+        grown = grow(c, want, node)
+    if grown is not NULL:
+        block = heap_take(&c.heap, want, node)
+    if grown is not NULL and block is NULL:
+        tell_gone(g_watch_count, grown)
+        shrink(c, grown)
+    return block
+
+
+cdef void *env_take(env_config_t *c, const want_t *want, int node) noexcept nogil:
+    """Return a block as wanted, zeroed and in memory, or NULL; under the lock, for a change.
+
+    node: that one and no other; -1: the calling thread's first, then the others in their order.
+    """
+    cdef int own, other
+    cdef void *block
+    if node >= 0:
+        block = take_on(c, want, node)
+        if block is not NULL or not g_supply.anywhere or not supply_has(&g_supply, node):
+            return block
+    own = node_of_caller()
+    block = take_on(c, want, own)
+    other = next_node(c, -1)
+    while block is NULL and other >= 0:
+        if other != own:
+            block = take_on(c, want, other)
+        other = next_node(c, other)
+    return block
+
+
+cdef int env_give(env_config_t *c, void *block) noexcept nogil:
+    """Give a block back, under the lock, for a change; 0 or -EINVAL as heap_give."""
+    cdef region_t *empty = NULL
+    cdef int rc = heap_give(&c.heap, block, &empty)
+    if empty is not NULL:
+        tell_gone(g_watch_count, empty)
+        shrink(c, empty)
+    return rc
+
+
+# What other modules use.
 
 cdef void *env_zalloc(size_t size, size_t align, int node) noexcept nogil:
     """Return size zeroed bytes that are in memory, or NULL.
 
     align: a power of two; at least 64, also for 0.  node: a NUMA node, and then no other; -1 for
-    any.  NULL: size 0, align no power of two, the limit (-s) is reached, the system has no memory,
-    or not between memory.init and memory.fini.
+    any, the calling thread's first.  NULL: size 0, align no power of two, the limit (-s) is
+    reached, the system has no memory, or not env_ready().
     """
-    return heap_zalloc(&g_heap, size, align, node) if env_ready() else NULL
+    cdef want_t want
+    cdef int rc = 0
+    cdef env_config_t *c
+    cdef void *block
+    if not want_init(&want, size, align):
+        return NULL
+    want.whole = WHOLE_WANTED
+    c = env_lock(True, &rc)
+    if c is NULL:
+        return NULL
+    block = env_take(c, &want, node)
+    env_unlock(c)
+    return block
+
+
+cdef void *move(env_config_t *c, void *block, const want_t *want) noexcept nogil:
+    """Return a new block with the contents of another that goes, or NULL."""
+    cdef size_t size = heap_size(&c.heap, block)
+    cdef region_t *region = region_at(&c.heap, block)
+    cdef void *moved = take_on(c, want, region.segment.node)
+    if moved is NULL:
+        moved = env_take(c, want, -1)
+    if moved is not NULL:
+        memcpy(moved, block, min(size, heap_size(&c.heap, moved)))
+        env_give(c, block)
+    return moved
+
+
+cdef void *env_realloc(void *block, size_t size, size_t align) noexcept nogil:
+    """Return a block of size bytes with the contents of another, whose place it takes, or NULL.
+
+    It stays where it is when it becomes smaller or has room behind it; bytes that are added are
+    zeroed.  block: NULL for a new one.  NULL: as env_zalloc, or block is none that is handed out;
+    then there is no change.
+    """
+    cdef want_t want
+    cdef int rc = 0
+    cdef env_config_t *c
+    if block is NULL:
+        return env_zalloc(size, align, -1)
+    if not want_init(&want, size, align):
+        return NULL
+    want.whole = WHOLE_WANTED
+    c = env_lock(True, &rc)
+    if c is NULL:
+        return NULL
+    rc = heap_resize(&c.heap, block, &want)
+    if rc == -ENOMEM:
+        block = move(c, block, &want)
+    env_unlock(c)
+    return NULL if rc == -EINVAL else block
 
 
 cdef int env_free(void *block) noexcept nogil:
     """Give a block back; NULL is allowed.
 
     0
-    -EINVAL  not a block that is handed out: freed before, or foreign
+    -EINVAL  not a block that is handed out: freed before, or foreign; debug builds stop here
+    -EPERM   only the primary process gives back
     -ESRCH   a forked child, where the memory is not, or not initialised
     """
+    cdef int rc = 0
+    cdef env_config_t *c
     if block is NULL:
         return 0
-    return heap_free(&g_heap, block) if env_ready() else -ESRCH
+    c = env_lock(True, &rc)
+    if c is NULL:
+        return rc
+    rc = env_give(c, block)
+    env_unlock(c)
+    return rc
 
 
 cdef bint env_owns(const void *at) noexcept nogil:
     """True when an address lies in the heap; also in a forked child, without touching it."""
-    return g_pid != 0 and heap_owns(&g_heap, at)
-
-
-# Where the memory comes from.
-
-def nodes() -> list:
-    """Return the NUMA nodes of the machine, at least node 0."""
-    try:
-        names = os.listdir("/sys/devices/system/node")
-    except OSError:
-        names = []
-    return sorted(int(name[4:]) for name in names if re.fullmatch(r"node\d+", name)) or [0]
-
-
-def read_number(path: str) -> int | None:
-    """Return the number in a file; None when there is none."""
-    try:
-        with open(path) as file:
-            return int(file.read())
-    except (OSError, ValueError):
-        return None
-
-
-def available() -> int:
-    """Return the bytes that ordinary memory has for us: what is free, within the control group."""
-    with open("/proc/meminfo") as file:
-        least = int(re.search(r"^MemAvailable:\s*(\d+) kB", file.read(), re.M)[1]) * 1024
-    try:
-        with open("/proc/self/cgroup") as file:
-            group = re.search(r"^0::(.*)$", file.read(), re.M)
-    except OSError:
-        group = None
-    # Up to the root, which inside a container is a group with limits of its own.
-    path = group[1] if group else ""
-    while group:
-        most = read_number(f"/sys/fs/cgroup{path}/memory.max")
-        used = read_number(f"/sys/fs/cgroup{path}/memory.current")
-        if most is not None and used is not None:
-            least = min(least, max(most - used, 0))
-        if path in ("", "/"):
-            break
-        path = path.rpartition("/")[0]
-    return least
-
-
-def shares(limit: int | None, directory: str, on: list) -> dict:
-    """Return path -> (bytes, node) of the reserved files; 0 bytes is the whole of the file.
-
-    A limit is split over the nodes in whole MiB, the remainder to the first of them.
-    """
-    wanted = {}
-    for n, node in enumerate(on):
-        path = os.path.join(directory, f"vhost_spdk_reserved_{node}")
-        if limit is not None:
-            mib = limit // MIB
-            size = (mib // len(on) + (n < mib % len(on))) * MIB
-        else:
-            size = 0 if os.path.exists(path) and os.path.getsize(path) else FILE_DEFAULT
-        if size or limit is None:
-            wanted[path] = (size, node)
-    return wanted
-
-
-cdef int add_file(str path, size_t size, int node) except -1:
-    """Map and populate a reserved file as a part of the heap."""
-    cdef segment_t segment
-    cdef size_t had = 0
-    name = os.fsencode(path)
-    cdef const char *c_name = name
+    cdef bint ours
     cdef int rc
-    what = f"memory file {path}"
-    before = huge_pages_free()
-    with nogil:
-        rc = segment_map_file(&segment, c_name, size, node)
-    if rc == -EOPNOTSUPP:
-        ok(rc, f"{what} is not in a hugetlbfs directory")
-    if rc == -ENOMEM:
-        ok(rc, f"{what} of {size // MIB} MiB: {before * HUGE_PAGE // MIB} MiB are free")
-    ok(rc, what)
-    with nogil:
-        rc = segment_populate(&segment, 0, segment.size, &had)
-    if rc < 0:
-        size = segment.size
-        segment_unmap(&segment)
-        ok(rc, f"{what} of {size // MIB} MiB: {had // MIB} MiB could be had")
-    return ok(heap_add(&g_heap, &segment, True), what)
+    if g_config is NULL:
+        return False
+    if g_pid != getpid():
+        return region_at(&g_config.heap, at) is not NULL        # nobody else is in its copy
+    rc = config_lock(g_config, False)
+    ours = region_at(&g_config.heap, at) is not NULL
+    if rc == 0:
+        config_unlock(g_config)
+    return ours
 
 
-cdef int add_whole(size_t limit, bint huge) noexcept nogil:
-    """Map all of the limit as one segment, untouched; 0, or -ENOMEM: not so many huge pages."""
-    cdef segment_t segment
-    cdef int rc = segment_map(&segment, limit, -1, huge)
-    return heap_add(&g_heap, &segment, True) if rc == 0 else rc
+cdef uint64_t env_iova(const void *at) noexcept nogil:
+    """Return where a device sees a byte of the heap; UINT64_MAX when that is not known.
 
-
-cdef str start_heap(limit, huge_dir, bint no_huge):
-    """Fill the new heap with what is to be there from the start; return the sentence about it."""
-    if huge_dir is not None:
-        files = shares(limit, huge_dir, nodes())
-        for path, (size, node) in files.items():
-            add_file(path, size, node)
-        return f"Memory: {g_heap.total // MIB} MiB of huge pages in {', '.join(files)}"
-    free = huge_pages_free() * HUGE_PAGE
-    if limit is None and free and not no_huge:
-        return "Memory: huge pages of 2 MiB as long as there are any, taken when needed"
-    if limit is not None and not no_huge and add_whole(limit, True) == 0:
-        return f"Memory: {g_heap.total // MIB} MiB of huge pages of 2 MiB, reserved"
-    if limit is not None:
-        if limit > available():
-            ok(-ENOMEM, f"memory of {limit // MIB} MiB: {available() // MIB} MiB can be had")
-        ok(add_whole(limit, False), f"memory of {limit // MIB} MiB")
-    reason = "as asked" if no_huge else f"{free // MIB} MiB of huge pages are free"
-    return f"Memory: ordinary pages, transparent huge pages asked for ({reason})"
-
-
-def init(limit: int | None = None, *, huge_dir: str | None = None, no_huge: bool = False) -> str:
-    """Start the heap; return one sentence about where its memory comes from, to be said once.
-
-    limit: bytes it may have at most, all of which must be there to be had; None: no limit, and
-    nothing is taken before it is needed.  huge_dir: a hugetlbfs directory; the memory is files
-    vhost_spdk_reserved_<node> in it, made or grown when need be, that keep their pages when the
-    process ends; without a limit each is as large as it is, or 1 GiB.  no_huge: ordinary pages.
-    OSError with a sentence when it cannot be; then there is no heap.  Control thread.
+    It is known where pages were sorted by physical address, and where devices see memory at the
+    addresses of the process (--iova-mode=va).
     """
-    global g_pid
-    if env_ready():
-        ok(-EALREADY, "memory is already initialised")
-    if limit is not None and not 0 < limit <= SIZE_MAX // 4:
-        ok(-EINVAL, f"memory of {limit} bytes")
-    on = nodes()
-    heap_init(&g_heap, SIZE_MAX // 2, not no_huge and huge_dir is None, len(on) == 1)
-    try:
-        sentence = start_heap(limit, huge_dir, no_huge)
-    except BaseException:
-        heap_close(&g_heap)
-        raise
-    if g_heap.total:
-        g_heap.limit = g_heap.total
+    cdef uint64_t iova
+    cdef int rc = 0
+    cdef env_config_t *c = env_lock(False, &rc)
+    if c is NULL:
+        return UINT64_MAX
+    iova = iova_at(&c.heap, at, 1)
+    env_unlock(c)
+    return iova
+
+
+# Starting and stopping.
+
+cdef int env_begin(env_config_t *c, bint primary, bint shared, object end) except -1:
+    """Make a record the one of this process; its segments are there, watches are told of them.
+
+    end: called without arguments, at last, by fini, with the names of the files to remove.
+    """
+    global g_config, g_pid, g_primary, g_shared, g_changes, g_end
+    cdef region_t *region = region_next(&c.heap, NULL)
+    cdef region_t *told
+    cdef int rc = 0
+    while primary and region is not NULL and rc == 0:
+        rc = tell_come(region)
+        if rc < 0:
+            told = region_next(&c.heap, NULL)
+            while told != region:
+                tell_gone(g_watch_count, told)
+                told = region_next(&c.heap, told)
+        region = region_next(&c.heap, region)
+    ok(rc, "a memory segment is refused by who watches them")
+    g_config = c
+    g_primary = primary
+    g_shared = shared
+    g_end = end
+    g_changes = 0
+    memset(g_mapped, 0, sizeof(g_mapped))
     g_pid = getpid()
-    return sentence
+    return 0
+
+
+def init(options=None, lcores_on_node: dict | None = None, *, huge_dir: str | None = None,
+         no_huge: bool = False) -> str:
+    """Start the memory; return one sentence about where it comes from, to be said once.
+
+    options: EnvOptions.  lcores_on_node: NUMA node -> how many lcores it has, by which memory is
+    shared out; None: the CPUs that this process may use.  OSError or ValueError with a sentence
+    when it cannot be; then there is none.  Control thread.
+    """
+    from vhostrt.env.modes import start
+    from vhostrt.env.options import EnvOptions
+    if g_pid != 0 and g_pid == getpid():
+        ok(-EALREADY, "memory is already initialised")
+    if not isinstance(options, EnvOptions):
+        if options is not None and options <= 0:
+            ok(-EINVAL, f"memory of {options} bytes")
+        options = EnvOptions(mem_size=options, mem_file_dir=huge_dir, no_huge=no_huge)
+    return start(options, lcores_on_node)
 
 
 def fini() -> None:
-    """Give the heap back.  Nothing is done before init or in a forked child.
+    """Give the memory back, or detach from it.  Nothing is done before init or in a forked child.
 
-    OSError EBUSY while blocks are handed out; then it stays, and fini may be called again.
+    OSError EBUSY while blocks are handed out, or zones of another process are looked into; then
+    it stays, and fini may be called again.
     """
-    global g_pid
-    if not env_ready():
-        g_pid = 0
+    global g_config, g_pid, g_end
+    cdef env_config_t *c = g_config
+    cdef region_t *region
+    if g_pid == 0 or g_pid != getpid():
         return
-    what = f"memory: {g_heap.blocks} blocks of {g_heap.used} bytes in all are still in use"
-    ok(heap_close(&g_heap), what)
+    if load_relaxed_u32(&g_views):
+        ok(-EBUSY, f"memory: {g_views} views of its zones are still in use")
+    if g_primary and c.heap.blocks:
+        ok(-EBUSY, f"memory: {c.heap.blocks} blocks of {c.heap.used} bytes in all are still in "
+                   f"use{names_of_zones(c)}")
+    region = region_next(&c.heap, NULL)
+    while region is not NULL:
+        if g_primary or g_mapped[region - c.heap.regions] == region.serial:
+            tell_gone(g_watch_count, region)
+        region = region_next(&c.heap, region)
+    end, g_end = g_end, None
+    files = files_of(c) if g_primary else []
     g_pid = 0
+    g_config = NULL
+    if g_primary:
+        c.head.magic = 0
+        heap_close(&c.heap)
+    config_unmap(c)
+    end(files)
+
+
+def leave() -> None:
+    """As fini, for a process that ends: what is in use stays, but no file is left of it."""
+    if ready() and g_end is not None:
+        if g_primary:
+            g_config.head.magic = 0
+        g_end(files_of(g_config) if g_primary else [])
+
+
+cdef list files_of(env_config_t *c):
+    """Return the names of the files that go with the process."""
+    cdef region_t *region = region_next(&c.heap, NULL)
+    names = []
+    while region is not NULL:
+        if region.file[0] and region.segment.kind != SEGMENT_FILE:
+            names.append(region.file.decode("utf-8", "surrogateescape"))
+        region = region_next(&c.heap, region)
+    return names
+
+
+cdef str names_of_zones(env_config_t *c):
+    """Return the names of the zones there are, for a sentence."""
+    cdef uint32_t i
+    names = [c.zones[i].name.decode(errors="replace") for i in range(c.zone_end)
+             if c.zones[i].name[0]]
+    return f"; zones: {', '.join(names)}" if names else ""
+
+
+cdef str env_sentence(int rc):
+    """Say why env_lock has failed."""
+    if rc == -EPERM:
+        return f"only the primary process {g_config.head.pid} hands memory out"
+    if rc == -EOWNERDEAD:
+        return f"the primary process {g_config.head.pid} has died while it changed the memory"
+    return "memory is not initialised" if rc == -ESRCH else "memory of the primary process"
 
 
 def ready() -> bool:
-    """True between init and fini."""
-    return env_ready()
+    """True between init and fini, in a secondary process too."""
+    return g_pid != 0 and g_pid == getpid()
 
 
-def stats() -> dict:
-    """Return byte counts: total, used, free, free_max, populated, huge; and blocks, segments.
+# What else Python finds here; the modules are imported last, as they look back.
 
-    limit is None without one.  All zeroes before init.
-    """
-    cdef heap_stats_t now
-    if not env_ready():
-        return dict.fromkeys(("total", "used", "free", "free_max", "populated", "huge", "blocks",
-                              "segments"), 0) | {"limit": None}
-    heap_stats(&g_heap, &now)
-    return {"total": now.total, "used": now.used, "free": now.free, "free_max": now.free_max,
-            "populated": now.populated, "huge": now.huge, "blocks": now.blocks,
-            "segments": now.regions,
-            "limit": None if g_heap.limit == SIZE_MAX // 2 else g_heap.limit}
+from vhostrt.env import allocation, overview  # noqa: E402
 
-
-cdef class Allocation:
-    """A block of the heap, made by zalloc; given back by free or with the last reference.
-
-    It is a buffer: memoryview, numpy.frombuffer and .array share its memory and keep it.
-    """
-    cdef void *block            # NULL after free
-    cdef Py_ssize_t size
-    cdef Py_ssize_t exports
-
-    def __dealloc__(self):
-        env_free(self.block)
-
-    @property
-    def address(self) -> int:
-        """Where it begins; 0 once freed."""
-        return <uintptr_t>self.block
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getbuffer__(self, Py_buffer *view, int flags):
-        if self.block is NULL:
-            raise ValueError("the block has been freed")
-        PyBuffer_FillInfo(view, self, self.block, self.size, 0, flags)
-        self.exports += 1
-
-    def __releasebuffer__(self, Py_buffer *view):
-        self.exports -= 1
-
-    def array(self, dtype="uint8", shape=-1):
-        """Return a NumPy array over the first bytes, or with shape -1 over all; it is a view."""
-        return array_over(self, dtype, shape)
-
-    def free(self) -> None:
-        """Give the block back; BufferError while a view into it lives.  Again: nothing."""
-        if self.exports:
-            raise BufferError(f"the block is in use: {self.exports} views of it live")
-        ok(env_free(self.block), "free of a block")
-        self.block = NULL
-        self.size = 0
-
-
-def zalloc(size: int, align: int = 64, node: int = -1) -> Allocation:
-    """Return a block of zeroed bytes that are in memory.
-
-    align: bytes, a power of two.  node: a NUMA node, and then no other; -1 for any.  OSError
-    ENOMEM when it cannot be had, EINVAL for a size or alignment that makes no sense.
-    """
-    what = f"block of {size} bytes"
-    if not env_ready():
-        ok(-ESRCH, f"{what}: memory is not initialised")
-    if not 0 < size <= SIZE_MAX // 4:
-        ok(-EINVAL, what)
-    if not 0 < align <= SIZE_MAX // 4 or align & (align - 1):
-        ok(-EINVAL, f"{what} aligned to {align}")
-    check_node(node, what)
-    cdef Allocation allocation = Allocation.__new__(Allocation)
-    cdef size_t c_size = size, c_align = align
-    cdef int c_node = node
-    with nogil:
-        allocation.block = env_zalloc(c_size, c_align, c_node)
-    if allocation.block is NULL:
-        ok(-ENOMEM, what)
-    allocation.size = size
-    return allocation
+Allocation = allocation.Allocation
+malloc, zalloc, realloc, free = (allocation.malloc, allocation.zalloc, allocation.realloc,
+                                 allocation.free)
+stats, segments, virt2iova = overview.stats, overview.segments, overview.virt2iova
+primary_pid = overview.primary_pid

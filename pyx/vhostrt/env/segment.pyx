@@ -7,16 +7,19 @@ Fails:    -errno below, OSError with a sentence above; populating never ends in 
 import os
 
 from cpython.buffer cimport PyBuffer_FillInfo
-from libc.errno cimport EFAULT, EINTR, EINVAL, ENODEV, ENOENT, ENOMEM, EOPNOTSUPP, errno
+from libc.errno cimport EAGAIN, EINVAL, ENODEV, ENOENT, ENOMEM, EOPNOTSUPP, errno
 from libc.stdint cimport SIZE_MAX, uintptr_t
+from libc.stdio cimport snprintf
 from libc.stdlib cimport strtoull
 from libc.string cimport memset
-from posix.fcntl cimport O_CLOEXEC, O_CREAT, O_EXCL, O_RDONLY, O_RDWR, open
+from posix.fcntl cimport (F_DUPFD_CLOEXEC, O_CLOEXEC, O_CREAT, O_EXCL, O_RDONLY, O_RDWR, fcntl,
+                          open)
 from posix.mman cimport (MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE,
                          MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE, mmap, munmap)
 from posix.stat cimport fstat, struct_stat
 from posix.unistd cimport close, ftruncate, read, unlink
 from vhostrt.base.errors cimport ok
+from vhostrt.env.populate cimport populate, populated_t
 
 cdef extern from *:
     """
@@ -36,12 +39,9 @@ cdef extern from *:
     #ifndef MFD_NOEXEC_SEAL
     #define MFD_NOEXEC_SEAL 8U
     #endif
-    #define VH_MFD_2MB (MFD_HUGETLB | 21U << 26)
-    #ifndef MADV_POPULATE_WRITE
-    #define MADV_POPULATE_WRITE 23
-    #endif
     #define VH_HUGETLBFS 0x958458f6
     #define VH_MPOL_PREFERRED 1
+    #define VH_MPOL_BIND 2
     static long vh_mbind(void *at, size_t size, int mode, const unsigned long *nodes,
                          unsigned long bits)
     {
@@ -53,34 +53,36 @@ cdef extern from *:
         size_t f_bsize
     enum:
         MFD_CLOEXEC
+        MFD_HUGETLB
         MFD_NOEXEC_SEAL
-        MFD_2MB "VH_MFD_2MB"
         MADV_DONTFORK
         MADV_HUGEPAGE
-        MADV_POPULATE_WRITE
         LOCK_EX
         LOCK_NB
+        LOCK_SH
         O_NOFOLLOW
     unsigned long HUGETLBFS "VH_HUGETLBFS"
     int MPOL_PREFERRED "VH_MPOL_PREFERRED"
+    int MPOL_BIND "VH_MPOL_BIND"
     int memfd_create(const char *name, unsigned flags) nogil
     int madvise(void *at, size_t size, int advice) nogil
-    int fallocate(int fd, int mode, size_t offset, size_t size) nogil
     int flock(int fd, int operation) nogil
+    int statfs(const char *path, struct_statfs *answer) nogil
     int fstatfs(int fd, struct_statfs *answer) nogil
+    int ctz "__builtin_ctzl"(unsigned long n) nogil
     long mbind "vh_mbind"(void *at, size_t size, int mode, const unsigned long *nodes,
                           unsigned long bits) nogil
 
 cdef enum:
-    PAGE = 4096
     HUGE_PAGE = 2 << 20
+    MFD_HUGE_SHIFT = 26         # where the size is, as a power of two, in memfd's flags
     NODES = 1024                # numbers that a node mask has room for
     NODE_WORDS = 16
     WORD_BITS = 64
 
 MIB = 1 << 20
 KINDS = {SEGMENT_NONE: "released", SEGMENT_HUGETLB: "hugetlb", SEGMENT_MEMFD: "memfd",
-         SEGMENT_FILE: "file"}
+         SEGMENT_FILE: "file", SEGMENT_HUGE_FILE: "huge file", SEGMENT_SHM: "shm file"}
 
 
 cdef size_t number_in(const char *path) noexcept nogil:
@@ -96,108 +98,193 @@ cdef size_t number_in(const char *path) noexcept nogil:
     return strtoull(text, NULL, 10)
 
 
-cdef size_t huge_pages_free() noexcept nogil:
-    """Return the huge pages of 2 MiB that are free and promised to nobody."""
-    cdef size_t pages = number_in(b"/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
-    cdef size_t promised = number_in(b"/sys/kernel/mm/hugepages/hugepages-2048kB/resv_hugepages")
+cdef size_t pages_available(size_t page_size) noexcept nogil:
+    """Return the huge pages of a size that are free and promised to nobody."""
+    cdef char path[96]
+    cdef size_t pages, promised
+    snprintf(path, sizeof(path), b"/sys/kernel/mm/hugepages/hugepages-%zukB/free_hugepages",
+             page_size >> 10)
+    pages = number_in(path)
+    if pages == 0:
+        return 0
+    snprintf(path, sizeof(path), b"/sys/kernel/mm/hugepages/hugepages-%zukB/resv_hugepages",
+             page_size >> 10)
+    promised = number_in(path)
     return pages - promised if pages > promised else 0
 
 
-cdef int memfd(bint huge) noexcept nogil:
+cdef size_t huge_pages_free() noexcept nogil:
+    """Return the huge pages of 2 MiB that are free and promised to nobody."""
+    return pages_available(HUGE_PAGE)
+
+
+cdef int new_memfd(size_t page_size) noexcept nogil:
     """Return a new memfd or -errno; kernels before 6.3 do not know MFD_NOEXEC_SEAL."""
-    cdef unsigned flags = MFD_CLOEXEC | (MFD_2MB if huge else 0)
-    cdef int fd = memfd_create(b"vhostrt", flags | MFD_NOEXEC_SEAL)
+    cdef unsigned flags = MFD_CLOEXEC
+    cdef int fd
+    if page_size > PAGE:
+        flags |= MFD_HUGETLB | <unsigned>ctz(page_size) << MFD_HUGE_SHIFT
+    fd = memfd_create(b"vhostrt", flags | MFD_NOEXEC_SEAL)
     if fd < 0 and errno == EINVAL:
         fd = memfd_create(b"vhostrt", flags)
     return -errno if fd < 0 else fd
 
 
-cdef int map_aligned(segment_t *s) noexcept nogil:
-    """Map s.fd shared where whole huge pages fit; 0 or -errno."""
+cdef int reserve_addresses(char **at, size_t size, size_t align) noexcept nogil:
+    """Reserve size bytes of addresses at a multiple of align; 0 or -errno."""
     # Reserved too large and cut: only an aligned mapping can have transparent huge pages.
-    cdef size_t align = max(s.page_size, <size_t>HUGE_PAGE)
-    cdef size_t room = s.size + align
-    cdef char *at
+    cdef size_t room = size + align
+    cdef char *base
     cdef size_t front
     if room < align:
         return -ENOMEM
-    at = <char *>mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-    if at == MAP_FAILED:
+    base = <char *>mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if base == MAP_FAILED:
         return -errno
-    front = (align - <uintptr_t>at % align) % align
-    s.base = <char *>mmap(at + front, s.size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
-                          s.fd, 0)
-    if s.base == MAP_FAILED:
-        s.base = NULL
-        front = errno                                           # before munmap may change it
-        munmap(at, room)
-        return -<int>front
+    front = (align - <uintptr_t>base % align) % align
     if front:
-        munmap(at, front)
+        munmap(base, front)
     if front < align:
-        munmap(at + front + s.size, align - front)
+        munmap(base + front + size, align - front)
+    at[0] = base + front
     return 0
 
 
-cdef int prefer_node(segment_t *s) noexcept nogil:
-    """Have pages come from s.node first; 0, or -ENODEV when there is no such node."""
+cdef void leave_addresses(char *at, size_t size, bint placed) noexcept nogil:
+    """Unmap; where the range is to stay reserved, nothing else gets its addresses."""
+    if placed:
+        mmap(at, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0)
+    else:
+        munmap(at, size)
+
+
+cdef int map_file(segment_t *s, char *at, bint unreserved) noexcept nogil:
+    """Map s.fd shared, at an address that is reserved or where whole huge pages fit; 0 or -errno.
+    """
+    cdef int rc = 0
+    s.placed = at is not NULL
+    if not s.placed:
+        rc = reserve_addresses(&at, s.size, max(s.page_size, <size_t>HUGE_PAGE))
+    if rc < 0:
+        return rc
+    s.base = <char *>mmap(at, s.size, PROT_READ | PROT_WRITE,
+                          MAP_SHARED | MAP_FIXED | (MAP_NORESERVE if unreserved else 0), s.fd,
+                          s.offset)
+    if s.base == MAP_FAILED:
+        s.base = NULL
+        rc = -errno                                             # before munmap may change it
+        leave_addresses(at, s.size, s.placed)
+    return rc
+
+
+cdef int node_policy(char *at, size_t size, int node, bint bind) noexcept nogil:
+    """Have pages of a mapping come from a node first, or from no other.
+
+    0
+    -EINVAL  node is negative or beyond what a mask holds
+    -ENODEV  there is no such node
+    """
     cdef unsigned long mask[NODE_WORDS]
-    if s.node < 0:
-        return 0
-    if s.node >= NODES:
-        return -ENODEV
+    if node < 0 or node >= NODES:
+        return -EINVAL
     memset(mask, 0, sizeof(mask))
-    mask[s.node // WORD_BITS] = 1UL << (s.node % WORD_BITS)
+    mask[node // WORD_BITS] = 1UL << (node % WORD_BITS)
     # The kernel reads one bit less than it is told of.
-    if mbind(s.base, s.size, MPOL_PREFERRED, mask, NODES + 1) == 0:
+    if mbind(at, size, MPOL_BIND if bind else MPOL_PREFERRED, mask, NODES + 1) == 0:
         return 0
     # A kernel without NUMA, or a container that forbids the call, has no preferences.
     return -ENODEV if errno == EINVAL else 0
 
 
-cdef int finish_map(segment_t *s, size_t size) noexcept nogil:
+cdef int finish_map(segment_t *s, size_t size, const place_t *place) noexcept nogil:
     """Size, map and advise the open s.fd; on an error everything is undone."""
     cdef int rc
     s.size = (size + s.page_size - 1) // s.page_size * s.page_size
     if s.size < size:
         rc = -ENOMEM
-    elif s.kind != SEGMENT_FILE and ftruncate(s.fd, s.size) < 0:
+    elif s.kind != SEGMENT_FILE and ftruncate(s.fd, s.offset + s.size) < 0:
         rc = -errno
     else:
-        rc = map_aligned(s)
-    if rc == 0:
-        rc = prefer_node(s)
+        rc = map_file(s, place.at, place.unreserved)
+    if rc == 0 and s.node >= 0:
+        rc = node_policy(s.base, s.size, s.node, place.bind)
+        rc = -ENODEV if rc == -EINVAL else rc
     if rc < 0:
         segment_unmap(s)
         return rc
     madvise(s.base, s.size, MADV_DONTFORK)
-    if s.kind == SEGMENT_MEMFD:
+    if s.page_size == PAGE:
         madvise(s.base, s.size, MADV_HUGEPAGE)                  # a wish; refused without THP
     return 0
 
 
-cdef int segment_map(segment_t *s, size_t size, int node, bint huge) noexcept nogil:
+cdef int new_file(segment_t *s, const place_t *place) noexcept nogil:
+    """Open the file of a new segment; 0 or -errno, -EAGAIN when a cleaner took it from us."""
+    cdef struct_stat st
+    if place.fd >= 0:
+        s.fd = fcntl(place.fd, F_DUPFD_CLOEXEC, 3)
+        return -errno if s.fd < 0 else 0
+    if place.path is NULL:
+        s.fd = new_memfd(place.page_size)
+        return min(s.fd, 0)
+    s.fd = open(place.path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0o600)
+    if s.fd < 0:
+        return -errno
+    # Who cleans up takes files that nobody has locked, and may have come between.
+    if flock(s.fd, LOCK_SH | LOCK_NB) < 0 or fstat(s.fd, &st) < 0 or st.st_nlink == 0:
+        close(s.fd)
+        s.fd = -1
+        return -EAGAIN
+    if place.unlink:
+        unlink(place.path)
+    return 0
+
+
+cdef int segment_make(segment_t *s, size_t size, const place_t *place) noexcept nogil:
     """Map new zeroed memory of at least size bytes into *s; no page is touched.
 
-    huge: of 2 MiB pages, all of them reserved, else of ordinary ones.  node: the NUMA node
-    preferred, -1 for any.  *s need not be initialised.
+    *s need not be initialised.  A new file is locked, shared, as long as it is mapped.
     0
     -EINVAL   size 0
+    -EEXIST   there is a file of that name
+    -EAGAIN   somebody who cleans up has removed the new file: try again
     -ENODEV   no such node
     -ENOMEM   not so many huge pages, or no room among the addresses
-    -errno    of memfd_create or mmap otherwise
+    -errno    of memfd_create, open or mmap otherwise
     """
+    cdef bint huge = place.page_size > PAGE
+    cdef int rc
     memset(s, 0, sizeof(segment_t))
     s.fd = -1
     if size == 0:
         return -EINVAL
-    s.fd = memfd(huge)
-    if s.fd < 0:
-        return s.fd
-    s.node = node
-    s.kind = SEGMENT_HUGETLB if huge else SEGMENT_MEMFD
-    s.page_size = HUGE_PAGE if huge else PAGE
-    return finish_map(s, size)
+    s.node = place.node
+    s.page_size = place.page_size
+    s.offset = place.offset
+    if place.path is NULL:
+        s.kind = SEGMENT_HUGETLB if huge else SEGMENT_MEMFD
+    else:
+        s.kind = SEGMENT_HUGE_FILE if huge else SEGMENT_SHM
+    rc = new_file(s, place)
+    if rc < 0:
+        return rc
+    rc = finish_map(s, size, place)
+    if rc < 0 and place.path is not NULL and place.fd < 0 and not place.unlink:
+        unlink(place.path)
+    return rc
+
+
+cdef int segment_map(segment_t *s, size_t size, int node, bint huge) noexcept nogil:
+    """As segment_make, of a memfd: of 2 MiB pages, all of them reserved, or of ordinary ones.
+
+    node: the NUMA node preferred, -1 for any.
+    """
+    cdef place_t place
+    memset(&place, 0, sizeof(place_t))
+    place.page_size = HUGE_PAGE if huge else PAGE
+    place.fd = -1
+    place.node = node
+    return segment_make(s, size, &place)
 
 
 cdef int check_file(segment_t *s, size_t *size) noexcept nogil:
@@ -216,6 +303,31 @@ cdef int check_file(segment_t *s, size_t *size) noexcept nogil:
     return 0 if size[0] else -EINVAL
 
 
+cdef int segment_open(segment_t *s, const char *path, size_t *size, bint *made) noexcept nogil:
+    """Open and lock a file in a hugetlbfs directory, without mapping it; made where missing.
+
+    *size: bytes wanted, 0 for all there is; then it says how many those are.  Errors: those of
+    segment_map_file; then nothing is open, and a new file is gone.
+    """
+    cdef int rc
+    memset(s, 0, sizeof(segment_t))
+    s.node = -1
+    s.kind = SEGMENT_FILE
+    made[0] = False
+    s.fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW)
+    if s.fd < 0 and errno == ENOENT and size[0]:
+        made[0] = True
+        s.fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0o600)
+    if s.fd < 0:
+        return -errno
+    rc = check_file(s, size)
+    if rc < 0:
+        segment_unmap(s)
+        if made[0]:
+            unlink(path)
+    return rc
+
+
 cdef int segment_map_file(segment_t *s, const char *path, size_t size, int node) noexcept nogil:
     """Map the first bytes of a file in a hugetlbfs directory, made or grown when need be.
 
@@ -229,23 +341,15 @@ cdef int segment_map_file(segment_t *s, const char *path, size_t size, int node)
     -ENOMEM      not so many huge pages
     -errno       of open otherwise
     """
+    cdef place_t place
     cdef bint made = False
-    cdef int rc
-    memset(s, 0, sizeof(segment_t))
+    cdef int rc = segment_open(s, path, &size, &made)
+    if rc < 0:
+        return rc
+    memset(&place, 0, sizeof(place_t))
     s.node = node
-    s.kind = SEGMENT_FILE
-    s.fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW)
-    if s.fd < 0 and errno == ENOENT:
-        made = True
-        s.fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0o600)
-    if s.fd < 0:
-        return -errno
-    rc = check_file(s, &size)
-    if rc == 0:
-        # A shared mapping grows a hugetlbfs file, and a file that is longer stays so.
-        rc = finish_map(s, size)
-    else:
-        segment_unmap(s)
+    # A shared mapping grows a hugetlbfs file, and a file that is longer stays so.
+    rc = finish_map(s, size, &place)
     if rc < 0 and made:
         unlink(path)
     return rc
@@ -254,25 +358,11 @@ cdef int segment_map_file(segment_t *s, const char *path, size_t size, int node)
 cdef void segment_unmap(segment_t *s) noexcept nogil:
     """Give a mapping back; *s is then SEGMENT_NONE, and unmapping it again does nothing."""
     if s.base is not NULL:
-        munmap(s.base, s.size)
+        leave_addresses(s.base, s.size, s.placed)
     if s.fd >= 0:
         close(s.fd)
     memset(s, 0, sizeof(segment_t))
     s.fd = -1
-
-
-cdef int populate_step(segment_t *s, size_t offset, size_t size) noexcept nogil:
-    """Have the pages of one step in memory; 0 or -errno."""
-    cdef int rc = madvise(s.base + offset, size, MADV_POPULATE_WRITE)
-    while rc < 0 and errno == EINTR:
-        rc = madvise(s.base + offset, size, MADV_POPULATE_WRITE)
-    # Kernels before 5.14 do not know the advice; there the file is given its pages instead.
-    if rc < 0 and errno == EINVAL:
-        rc = fallocate(s.fd, 0, offset, size)
-    if rc == 0:
-        return 0
-    # EFAULT is the SIGBUS that touching the page would have been.
-    return -ENOMEM if errno == EFAULT else -errno
 
 
 cdef int segment_populate(segment_t *s, size_t offset, size_t size, size_t *had) noexcept nogil:
@@ -283,25 +373,25 @@ cdef int segment_populate(segment_t *s, size_t offset, size_t size, size_t *had)
     -EINVAL   the range is not inside
     -ENOMEM   the system gives no more pages
     """
-    cdef size_t at, end, step
-    cdef int rc = 0
+    cdef populated_t done
+    cdef size_t at, end
+    cdef int rc
     had[0] = 0
     if offset > s.size or size > s.size - offset:
         return -EINVAL
     at = offset // s.page_size * s.page_size
     end = (offset + size + s.page_size - 1) // s.page_size * s.page_size
-    step = max(s.page_size, <size_t>HUGE_PAGE)
-    while at < end:
-        step = min(step, end - at)
-        rc = populate_step(s, at, step)
-        if rc < 0 and step == s.page_size:
-            break
-        if rc < 0:
-            step = s.page_size                                  # to tell how many there were
-            continue
-        at += step
-        had[0] += step
+    rc = populate(s.base + at, end - at, s.page_size, s.fd, s.offset + at, &done)
+    had[0] = done.had
     return rc
+
+
+def hugepage_size(directory: str) -> int:
+    """Return the bytes of a page of the hugetlbfs that a directory is in; 0 when it is in none."""
+    cdef struct_statfs fs
+    if statfs(os.fsencode(directory), &fs) < 0 or fs.f_type != HUGETLBFS:
+        return 0
+    return fs.f_bsize
 
 
 def check_node(node: int, what: str) -> None:
