@@ -1,7 +1,7 @@
 """vhostrt.env on huge pages: really reserved ones where the machine lets us, else the way without.
 
-Each test reserves pages of 2 MiB and mounts a hugetlbfs of its own; where the tests may do neither,
-it checks instead that the same calls do without, and say so.
+Each test has pages of 2 MiB and a hugetlbfs of its own; where the tests may have neither, it checks
+instead that the same calls do without, and say so.
 """
 import errno
 import gc
@@ -9,68 +9,24 @@ import os
 import re
 import subprocess
 import sys
-import time
 
 import pytest
 
+from tests.env.conftest import PAGES
+from tests.lib.hugepages import of_size
 from vhostrt.env import memory
 from vhostrt.env.segment import Segment
 
 MIB = 1 << 20
-RESERVED = "/proc/sys/vm/nr_hugepages"
-PAGES = 24
-
-
-def write_reserved(pages):
-    with open(RESERVED, "w") as file:
-        file.write(str(pages))
 
 
 def reserved():
-    with open(RESERVED) as file:
-        return int(file.read())
+    return of_size(2 * MIB).total
 
 
 def free_pages():
     """Return the huge pages that are there for us, whoever reserved them."""
-    with open("/proc/meminfo") as file:
-        counts = dict(re.findall(r"^HugePages_(\w+):\s*(\d+)", file.read(), re.M))
-    return int(counts["Free"]) - int(counts["Rsvd"])
-
-
-@pytest.fixture
-def pages():
-    """Reserve PAGES more huge pages, where we may; whether there are so many."""
-    before = reserved()
-    try:
-        write_reserved(before + PAGES)
-        got = reserved() - before
-    except OSError:
-        got = 0
-    assert got in (0, PAGES), "the machine has no memory for the pages of this test"
-    yield free_pages() >= PAGES
-    gc.collect()
-    memory.fini()
-    deadline = time.monotonic() + 5
-    while got and reserved() != before and time.monotonic() < deadline:
-        write_reserved(before)
-    assert not got or reserved() == before
-
-
-@pytest.fixture
-def directory(pages, tmp_path):
-    """A hugetlbfs of our own, or None."""
-    done = subprocess.run(["mount", "-t", "hugetlbfs", "-o", "pagesize=2M", "none", str(tmp_path)],
-                          capture_output=True)
-    if done.returncode or not pages:
-        if done.returncode == 0:
-            subprocess.run(["umount", str(tmp_path)], check=True)
-        yield None
-        return
-    yield str(tmp_path)
-    gc.collect()
-    memory.fini()
-    subprocess.run(["umount", str(tmp_path)], check=True)
+    return of_size(2 * MIB).available
 
 
 def huge_mib():

@@ -24,7 +24,6 @@ cdef extern from *:
     #ifndef _GNU_SOURCE
     #define _GNU_SOURCE
     #endif
-    #include <fcntl.h>
     #include <sys/syscall.h>
     #include <unistd.h>
     static int vh_node(void)
@@ -33,15 +32,10 @@ cdef extern from *:
         return syscall(SYS_getcpu, &cpu, &node, NULL) ? 0 : (int)node;
     }
     """
-    enum:
-        FALLOC_FL_KEEP_SIZE
-        FALLOC_FL_PUNCH_HOLE
     int node_of_caller "vh_node"() nogil
-    int fallocate(int fd, int mode, uint64_t offset, size_t size) nogil
 
 cdef enum:
     WATCHES = 8
-    HEADROOM = 128              # a header, and the smallest space that alignment leaves in front
 
 cdef struct watch_t:
     segment_fn fn
@@ -221,36 +215,35 @@ cdef void shrink(env_config_t *c, region_t *region) noexcept nogil:
     """Give an empty region back to the system; no other process has mapped it."""
     cdef char file[REGION_FILE]
     strcpy(file, region.file)
-    if g_supply.single:
-        # The file goes on; what it has here does not.
-        fallocate(region.segment.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                  region.segment.offset, region.segment.size)
     heap_drop(&c.heap, region)
     remove_file(c, file)
 
 
-cdef region_t *grow(env_config_t *c, const want_t *want, int node) noexcept nogil:
-    """Add a segment of a node with room for what is wanted, and return its region, or NULL."""
+cdef int grow(env_config_t *c, const want_t *want, int node, int *option,
+              region_t **grown) noexcept nogil:
+    """Add a segment of a node with room for what is wanted.  *option: as supply_growth.
+
+    1, and *grown: its region, or NULL when it could not be had, or somebody refuses it; else there
+    is nothing more to try.
+    """
     cdef segment_t segment
     cdef char file[REGION_FILE]
-    cdef region_t *region
     cdef int rc
-    rc = supply_growth(&g_supply, c, want.size + want.align + want.bound + HEADROOM, node,
-                       want.page_sizes, &segment, file)
-    if rc < 0:
-        return NULL
+    grown[0] = NULL
+    if supply_growth(&g_supply, c, want, node, option, &segment, file) < 0:
+        return 0
     # What others may map stays where it is.
-    region = heap_add(&c.heap, &segment, g_shared, &rc)
-    if region is NULL:
+    grown[0] = heap_add(&c.heap, &segment, g_shared, &rc)
+    if grown[0] is NULL:
         segment_unmap(&segment)
         remove_file(c, file)
-        return NULL
+        return 1
     if not g_supply.unlink:
-        strcpy(region.file, file)
-    if tell_come(region) < 0:
-        shrink(c, region)
-        return NULL
-    return region
+        strcpy(grown[0].file, file)
+    if tell_come(grown[0]) < 0:
+        shrink(c, grown[0])
+        grown[0] = NULL
+    return 1
 
 
 cdef int next_node(env_config_t *c, int node) noexcept nogil:
@@ -270,14 +263,14 @@ cdef int next_node(env_config_t *c, int node) noexcept nogil:
 cdef void *take_on(env_config_t *c, const want_t *want, int node) noexcept nogil:
     """Return a block of this node, or NULL."""
     cdef void *block = heap_take(&c.heap, want, node)
-    cdef region_t *grown = NULL
-    if block is NULL:
-        grown = grow(c, want, node)
-    if grown is not NULL:
-        block = heap_take(&c.heap, want, node)
-    if grown is not NULL and block is NULL:
-        tell_gone(g_watch_count, grown)
-        shrink(c, grown)
+    cdef region_t *grown
+    cdef int option = 0
+    # A control group may give no pages of one kind, while others can be had.
+    while block is NULL and grow(c, want, node, &option, &grown):
+        block = heap_take(&c.heap, want, node) if grown is not NULL else NULL
+        if grown is not NULL and block is NULL:
+            tell_gone(g_watch_count, grown)
+            shrink(c, grown)
     return block
 
 

@@ -33,6 +33,7 @@ from vhostrt.env.segment import hugepage_size
 from vhostrt.env.shared import files_of, pid_of
 
 ATTACH_S = 60                   # seconds that a secondary process waits for its primary to start
+BASE_UNIT = 16 << 20            # --base-virtaddr is rounded up to it
 RANGE_MIN = 64 << 30            # bytes of addresses kept for the segments of a shared environment
 TAILQS = (b"RTE_RING", b"RTE_MEMPOOL")     # lists that are there from the start
 FILES_MAX = 8                   # names of --mem-file, one a node
@@ -99,7 +100,7 @@ cdef env_config_t *new_config(options, claim) except NULL:
     cdef uint64_t range_size = 0
     cdef int fd = -1 if claim is None else claim.fd
     if options.base_virtaddr:
-        at = <char *><uintptr_t>options.base_virtaddr
+        at = <char *><uintptr_t>(-(-options.base_virtaddr // BASE_UNIT) * BASE_UNIT)
     if claim is not None or options.base_virtaddr:
         range_size = max(RANGE_MIN, 4 * memory_plan.physical_memory(options.roots))
     c = config_create(fd, at, range_size, &rc)
@@ -128,6 +129,8 @@ def start_primary(options, lcores_on_node, claim) -> str:
         return sentence
     claim.forget_dead()
     config_ready(work.c)
+    if work.c.head.nameless:
+        return f"{sentence}; no other process can attach, as its files are unlinked"
     return f"{sentence}; other processes attach as {claim.prefix}"
 
 

@@ -26,13 +26,15 @@ cdef struct segment_t:
     int node                    # NUMA node asked for, or -1
     uint32_t kind               # SEGMENT_*
     bint placed                 # in a range that stays reserved when it is unmapped
+    bint part                   # of a file that has others too, and gives its pages back
 
 cdef struct place_t:
     # Where a new segment comes from, and where it goes.
     size_t page_size            # PAGE, or a size of huge pages
     const char *path            # of the file to make; NULL: a memfd
     bint unlink                 # the file loses its name at once
-    int fd                      # a file to take more of, from offset on; -1: none
+    bint part                   # of one file that more is taken of
+    int fd                      # that file, to be taken from offset on; -1: to be made
     uint64_t offset
     int node                    # NUMA node, -1: any
     bint bind                   # that node and no other; else it is preferred

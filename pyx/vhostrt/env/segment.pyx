@@ -8,7 +8,7 @@ import os
 
 from cpython.buffer cimport PyBuffer_FillInfo
 from libc.errno cimport EAGAIN, EINVAL, ENODEV, ENOENT, ENOMEM, EOPNOTSUPP, errno
-from libc.stdint cimport SIZE_MAX, uintptr_t
+from libc.stdint cimport SIZE_MAX, uint64_t, uintptr_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport strtoull
 from libc.string cimport memset
@@ -61,11 +61,14 @@ cdef extern from *:
         LOCK_NB
         LOCK_SH
         O_NOFOLLOW
+        FALLOC_FL_KEEP_SIZE
+        FALLOC_FL_PUNCH_HOLE
     unsigned long HUGETLBFS "VH_HUGETLBFS"
     int MPOL_PREFERRED "VH_MPOL_PREFERRED"
     int MPOL_BIND "VH_MPOL_BIND"
     int memfd_create(const char *name, unsigned flags) nogil
     int madvise(void *at, size_t size, int advice) nogil
+    int fallocate(int fd, int mode, uint64_t offset, size_t size) nogil
     int flock(int fd, int operation) nogil
     int statfs(const char *path, struct_statfs *answer) nogil
     int fstatfs(int fd, struct_statfs *answer) nogil
@@ -261,6 +264,7 @@ cdef int segment_make(segment_t *s, size_t size, const place_t *place) noexcept 
     s.node = place.node
     s.page_size = place.page_size
     s.offset = place.offset
+    s.part = place.part
     if place.path is NULL:
         s.kind = SEGMENT_HUGETLB if huge else SEGMENT_MEMFD
     else:
@@ -359,6 +363,8 @@ cdef void segment_unmap(segment_t *s) noexcept nogil:
     """Give a mapping back; *s is then SEGMENT_NONE, and unmapping it again does nothing."""
     if s.base is not NULL:
         leave_addresses(s.base, s.size, s.placed)
+    if s.part and s.fd >= 0:
+        fallocate(s.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, s.offset, s.size)
     if s.fd >= 0:
         close(s.fd)
     memset(s, 0, sizeof(segment_t))

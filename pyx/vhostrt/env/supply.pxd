@@ -5,7 +5,7 @@ Threads:  any, under the lock of the record.
 Fails:    -errno.
 """
 from libc.stdint cimport uint32_t
-from vhostrt.env.heap cimport HEAP_NODES, REGION_FILE
+from vhostrt.env.heap cimport HEAP_NODES, want_t
 from vhostrt.env.segment cimport segment_t
 from vhostrt.env.shared cimport env_config_t
 
@@ -34,7 +34,7 @@ cdef struct supply_t:
 
 cdef int supply_segment(supply_t *supply, env_config_t *c, pages_of_t *pages, size_t size,
                         int node, char *at, segment_t *segment, char *file) noexcept nogil
-cdef int supply_growth(supply_t *supply, env_config_t *c, size_t need, int node,
-                       size_t page_sizes, segment_t *segment, char *file) noexcept nogil
+cdef int supply_growth(supply_t *supply, env_config_t *c, const want_t *want, int node,
+                       int *option, segment_t *segment, char *file) noexcept nogil
 cdef bint supply_has(supply_t *supply, int node) noexcept nogil
 cdef int supply_file(supply_t *supply, const pages_of_t *pages, char *file) noexcept nogil

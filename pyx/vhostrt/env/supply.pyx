@@ -6,7 +6,7 @@ from libc.stdlib cimport strtoull
 from libc.string cimport memset, strstr
 from posix.fcntl cimport O_CLOEXEC, O_RDONLY, open
 from posix.unistd cimport close, read
-from vhostrt.env.heap cimport REGION_FILE, region_t
+from vhostrt.env.heap cimport REGION_FILE, region_t, want_t
 from vhostrt.env.region cimport region_next
 from vhostrt.env.segment cimport (PAGE, SEGMENT_HUGE_FILE, SEGMENT_HUGETLB, SEGMENT_MEMFD,
                                   SEGMENT_SHM, pages_available, place_t, segment_make, segment_t)
@@ -15,6 +15,7 @@ from vhostrt.env.shared cimport env_config_t, range_find
 cdef enum:
     GROWTH = 2 << 20            # segments of ordinary pages are multiples of it
     GROWTH_MAX = 64 << 20       # what an untouched segment of ordinary pages may be ahead
+    HEADROOM = 128              # a header, and the smallest space that alignment leaves in front
     FILES_MAX = 1 << 20         # names tried before giving up
 
 
@@ -86,6 +87,7 @@ cdef int supply_segment(supply_t *supply, env_config_t *c, pages_of_t *pages, si
     place.path = file if pages.directory[0] else NULL
     place.at = at
     place.unlink = supply.unlink
+    place.part = supply.single
     place.fd = -1
     # Where there is but one node, the kernel needs not be told.
     place.node = node if supply.node_count > 1 else -1
@@ -134,37 +136,35 @@ cdef bint allowed(const pages_of_t *pages, size_t page_sizes) noexcept nogil:
     return pages.unasked
 
 
-cdef int supply_growth(supply_t *supply, env_config_t *c, size_t need, int node,
-                       size_t page_sizes, segment_t *segment, char *file) noexcept nogil:
-    """Map a new segment with room for need bytes, of huge pages while there are any.
+cdef int supply_growth(supply_t *supply, env_config_t *c, const want_t *want, int node,
+                       int *option, segment_t *segment, char *file) noexcept nogil:
+    """Map a new segment with room for what is wanted, of huge pages while there are any.
 
-    page_sizes: those allowed, added up; 0: any, ordinary ones too.
+    *option: 0 at first; where the next call is to go on when what this one found does not do.
     0
     -ENODEV  no such node
-    -ENOMEM  the limit is reached, or the system has no memory; and the errors of segment_make
+    -ENOMEM  the limit is reached, or nothing else can be tried; and the errors of segment_make
     """
+    cdef size_t need = want.size + want.align + want.bound + HEADROOM
     cdef size_t room = c.heap.limit - c.heap.total
     cdef size_t size
+    cdef pages_of_t *pages
     cdef int rc = -ENOMEM
-    cdef int i
     if supply.fixed or need > room:
         return -ENOMEM
     if not supply_has(supply, node):
         return -ENODEV
-    for i in range(supply.huge_count):
-        if not allowed(&supply.huge[i], page_sizes):
-            continue
-        size = max(supply.huge[i].size, <size_t>GROWTH)
+    while rc < 0 and option[0] < supply.huge_count:
+        pages = &supply.huge[option[0]]
+        option[0] += 1
+        size = max(pages.size, <size_t>GROWTH)
         size = (need + size - 1) // size * size
-        if size > room:
-            continue
-        if pages_available(supply.huge[i].size) < size // supply.huge[i].size:
-            continue
-        rc = supply_segment(supply, c, &supply.huge[i], size, node, NULL, segment, file)
-        if rc == 0:
-            return 0
-    if page_sizes:
-        return -ENOMEM
+        if (allowed(pages, want.page_sizes) and size <= room
+                and pages_available(pages.size) >= size // pages.size):
+            rc = supply_segment(supply, c, pages, size, node, NULL, segment, file)
+    if rc == 0 or want.page_sizes or option[0] > supply.huge_count:
+        return rc
+    option[0] += 1
     size = (need + GROWTH - 1) // GROWTH * GROWTH
     if size > room or supply.enforce and node_free(node) < size:
         return -ENOMEM

@@ -350,6 +350,7 @@ cdef str refusal(int rc, str name, dict asked):
     now = memory.stats()
     there = now["nodes"].get(asked["node"], {"free_max": 0}) if asked["node"] >= 0 else now
     more = "" if now["limit"] is not None else ", and there is no room for more"
+    more += ", in one piece for a device" if asked["flags"] & ZONE_IOVA_CONTIG else ""
     return f"{said}: the largest free space has {there['free_max']} bytes{more}"
 
 

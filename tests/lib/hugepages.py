@@ -1,0 +1,118 @@
+"""Huge pages of a test's own: really reserved, and a hugetlbfs to put files in.
+
+Who changes the pages of the machine holds the lock of /proc/sys/vm/nr_hugepages meanwhile, so that
+tests that run at once do not take each other's. Where the machine does not let us, the test is told
+so and checks what happens then; with CI set in the environment that is a failure.
+"""
+import contextlib
+import fcntl
+import os
+import subprocess
+import time
+
+from vhostrt.env import hugepages
+
+MIB, GIB = 1 << 20, 1 << 30
+RESERVED = "/proc/sys/vm/nr_hugepages"
+
+
+def in_ci():
+    """Whether what needs root and huge pages has to be possible."""
+    return bool(os.environ.get("CI"))
+
+
+def refused(why):
+    """Say that the machine does not let us."""
+    assert not in_ci(), f"CI has to run this for real: {why}"
+
+
+def of_size(size):
+    """Return what the kernel has of a page size."""
+    return next((page for page in hugepages.scan() if page.size == size), None)
+
+
+def set_total(size, total):
+    """Have so many pages in all; return how many there are. OSError without the right."""
+    there = hugepages.set_reserved(size, total)
+    for _ in range(5):
+        if there >= total:
+            break
+        with contextlib.suppress(OSError), open("/proc/sys/vm/compact_memory", "w") as file:
+            file.write("1")
+        there = hugepages.set_reserved(size, total)
+    return there
+
+
+@contextlib.contextmanager
+def reserved(count, size=2 * MIB):
+    """Reserve `count` pages more than there are; yields whether there are so many free ones."""
+    lock = os.open(RESERVED, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = of_size(size)
+        if before is None:
+            refused(f"there are no pages of {hugepages.size_text(size)}")
+            yield False
+            return
+        try:
+            set_total(size, before.total + count)
+        except OSError as error:
+            refused(error)
+        there = of_size(size).available >= count
+        if not there:
+            refused(f"{of_size(size).available} of {count} pages are free")
+        try:
+            yield there
+        finally:
+            give_back(size, before.total)
+    finally:
+        os.close(lock)
+
+
+def give_back(size, total):
+    """Have as many pages as before; those that a process has just left may take a moment."""
+    deadline = time.monotonic() + 5
+    with contextlib.suppress(OSError):
+        while hugepages.set_reserved(size, total) > total and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert of_size(size).total <= total or not os.access(RESERVED, os.W_OK)
+
+
+@contextlib.contextmanager
+def mounted(path, size=2 * MIB):
+    """Mount a hugetlbfs; yields whether that is allowed."""
+    done = subprocess.run(["mount", "-t", "hugetlbfs", "-o", f"pagesize={size >> 10}K", "none",
+                           str(path)], capture_output=True, text=True)
+    if done.returncode:
+        refused(done.stderr)
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        subprocess.run(["umount", str(path)], check=True)
+
+
+@contextlib.contextmanager
+def limited(pages, size=2 * MIB):
+    """A control group of at most so many huge pages; yields its cgroup.procs, or None."""
+    text = hugepages.size_text(size).replace(" MiB", "MB").replace(" GiB", "GB")
+    for top in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
+        try:
+            with open(f"{top}/cgroup.controllers") as file:
+                if "hugetlb" not in file.read().split():
+                    continue
+            with open(f"{top}/cgroup.subtree_control", "w") as file:
+                file.write("+hugetlb")
+            group = f"{top}/vhostrt-test-{os.getpid()}"
+            os.mkdir(group)
+        except OSError:
+            continue
+        try:
+            with open(f"{group}/hugetlb.{text}.max", "w") as file:
+                file.write(str(pages * size))
+            yield f"{group}/cgroup.procs"
+        finally:
+            os.rmdir(group)
+        return
+    yield None
