@@ -33,6 +33,7 @@ cdef struct elem_t:
     elem_t *next                # in its free list
     elem_t *prev
     uint32_t busy
+    uint32_t slack              # bytes of a block that nobody asked for
 
 cdef struct region_t:
     # One segment cut into elements without a gap.
@@ -72,7 +73,8 @@ cdef struct heap_t:
 
 cdef struct want_t:
     # What a block has to be like.
-    size_t size                 # bytes of its element, header included: elem_size()
+    size_t asked                # bytes
+    size_t size                 # bytes of its element: those, its header, whole cache lines
     size_t align                # a power of two, 64 at least
     size_t bound                # a power of two that the block crosses no multiple of; 0: none
     size_t page_sizes           # the sizes of pages allowed, added up; 0: any

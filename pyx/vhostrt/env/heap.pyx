@@ -189,6 +189,7 @@ cdef bint want_init(want_t *want, size_t size, size_t align) noexcept nogil:
     """Describe a block of size bytes; False when there can be none: size 0, a bad alignment."""
     if size == 0 or size > SIZE_MAX // 4 or align > SIZE_MAX // 4 or align & (align - 1):
         return False
+    want.asked = size
     want.size = (size + 2 * HEADER - 1) & ~<size_t>(HEADER - 1)     # and its header
     want.align = max(align, <size_t>HEADER)
     want.bound = 0
@@ -317,6 +318,7 @@ cdef void *heap_take(heap_t *h, const want_t *want, int node) noexcept nogil:
     n.blocks += 1
     h.used += e.size
     h.blocks += 1
+    e.slack = <uint32_t>(e.size - HEADER - want.asked)
     clear(e, HEADER)
     return <char *>e + HEADER
 
@@ -421,9 +423,9 @@ cdef int heap_give(heap_t *h, void *block, region_t **empty) noexcept nogil:
 
 
 cdef size_t heap_size(heap_t *h, const void *block) noexcept nogil:
-    """Return the bytes of a block, those asked for and what rounding added; 0: it is none."""
+    """Return the bytes that were asked for of a block; 0: it is none."""
     cdef elem_t *e = busy_at(h, block)
-    return 0 if e is NULL else e.size - HEADER
+    return 0 if e is NULL else e.size - HEADER - e.slack
 
 
 cdef int heap_resize(heap_t *h, void *block, const want_t *want) noexcept nogil:
@@ -435,7 +437,7 @@ cdef int heap_resize(heap_t *h, void *block, const want_t *want) noexcept nogil:
     """
     cdef elem_t *e = busy_at(h, block)
     cdef elem_t *next_
-    cdef size_t before
+    cdef size_t before, held
     cdef heap_node_t *n
     if e is NULL:
         wrong_free(&g_said, block)
@@ -444,6 +446,7 @@ cdef int heap_resize(heap_t *h, void *block, const want_t *want) noexcept nogil:
     if <uintptr_t>block & (want.align - 1):
         return -ENOMEM
     before = e.size
+    held = e.size - e.slack
     next_ = after(e)
     if want.size > before:
         if next_ is NULL or next_.busy or before + next_.size < want.size:
@@ -456,8 +459,10 @@ cdef int heap_resize(heap_t *h, void *block, const want_t *want) noexcept nogil:
         list_remove(h, next_)
         absorb(e, next_)
     cut(h, e, want.size)
-    if e.size > before:
-        clear(e, before)
+    e.slack = <uint32_t>(e.size - HEADER - want.asked)
+    # What it held before it was made smaller may still be there.
+    if e.size - e.slack > held:
+        clear(e, held)
     n = node_of(h, e.region.segment.node)
     n.used += e.size - before                                   # modulo 2^64 where it shrinks
     h.used += e.size - before
