@@ -95,24 +95,46 @@ def mounted(path, size=2 * MIB):
 
 @contextlib.contextmanager
 def limited(pages, size=2 * MIB):
-    """A control group of at most so many huge pages; yields its cgroup.procs, or None."""
-    text = hugepages.size_text(size).replace(" MiB", "MB").replace(" GiB", "GB")
-    for top in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
-        try:
-            with open(f"{top}/cgroup.controllers") as file:
-                if "hugetlb" not in file.read().split():
-                    continue
-            with open(f"{top}/cgroup.subtree_control", "w") as file:
-                file.write("+hugetlb")
-            group = f"{top}/vhostrt-test-{os.getpid()}"
-            os.mkdir(group)
-        except OSError:
-            continue
-        try:
-            with open(f"{group}/hugetlb.{text}.max", "w") as file:
-                file.write(str(pages * size))
-            yield f"{group}/cgroup.procs"
-        finally:
-            os.rmdir(group)
-        return
-    yield None
+    """A control group of at most so many huge pages; yields its cgroup.procs.
+
+    A process that has joined it has to leave it, or end, before it goes.
+    """
+    name = f"hugetlb.{size // MIB}MB.max" if size < GIB else f"hugetlb.{size // GIB}GB.max"
+    top = next(top for top in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified") if has_hugetlb(top))
+    control, group = f"{top}/cgroup.subtree_control", f"{top}/vhostrt-test-{os.getpid()}"
+    had = read(control).split()
+    write(control, "+hugetlb")
+    os.mkdir(group)
+    try:
+        write(f"{group}/{name}", str(pages * size))
+        yield f"{group}/cgroup.procs"
+    finally:
+        os.rmdir(group)
+        if "hugetlb" not in had:
+            write(control, "-hugetlb")
+
+
+def has_hugetlb(top):
+    """Whether control groups below a directory can limit huge pages."""
+    try:
+        return "hugetlb" in read(f"{top}/cgroup.controllers").split()
+    except OSError:
+        return False
+
+
+def can_limit():
+    """Whether a test may limit huge pages, which CI has to be able to."""
+    there = any(has_hugetlb(top) for top in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"))
+    if not there:
+        refused("there is no control group for huge pages")
+    return there and os.geteuid() == 0
+
+
+def read(path):
+    with open(path) as file:
+        return file.read()
+
+
+def write(path, text):
+    with open(path, "w") as file:
+        file.write(text)

@@ -195,31 +195,36 @@ cdef int crossed(int rc, str what) except -1:
     return ok(rc, what if rc in (-EINVAL, -ENOENT, -ENOSPC) else f"{what}: {env_sentence(rc)}")
 
 
+cdef bytes c_name(str name):
+    """Return a name as C has it; one with a NUL is none, as the empty one."""
+    return b"" if "\0" in name else name.encode()
+
+
 def register(name: str) -> int:
     """Make an empty list and return its number; OSError EEXIST, ENOSPC, ENAMETOOLONG, EPERM."""
-    return crossed(tailq_register(name.encode()), f"tail queue {name!a}")
+    return crossed(tailq_register(c_name(name)), f"tail queue {name!a}")
 
 
 def lookup(name: str) -> int | None:
     """Return the number of a list; None when there is none."""
-    rc = tailq_lookup(name.encode())
+    rc = tailq_lookup(c_name(name))
     return None if rc == -ENOENT else crossed(rc, f"tail queue {name!a}")
 
 
 def add(list_: str, name: str, address: int) -> None:
     """Add what is at an address of the heap to a list; OSError as tailq_add says."""
-    crossed(tailq_add(list_.encode(), name.encode(), <void *><uintptr_t>address),
+    crossed(tailq_add(c_name(list_), c_name(name), <void *><uintptr_t>address),
             f"entry {name!a} of the tail queue {list_!a}")
 
 
 def find(list_: str, name: str) -> int | None:
     """Return the address of what a list has under a name; None when there is nothing."""
-    return <uintptr_t>tailq_find(list_.encode(), name.encode()) or None
+    return <uintptr_t>tailq_find(c_name(list_), c_name(name)) or None
 
 
 def remove(list_: str, name: str) -> None:
     """Take an entry out of a list; OSError ENOENT when it is not there."""
-    crossed(tailq_remove(list_.encode(), name.encode()),
+    crossed(tailq_remove(c_name(list_), c_name(name)),
             f"entry {name!a} of the tail queue {list_!a}")
 
 

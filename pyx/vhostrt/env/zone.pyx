@@ -404,7 +404,7 @@ def lookup(name: str) -> Zone | None:
 
 def free(name: str) -> None:
     """Give the zone of a name back; OSError ENOENT without one, and as Zone.free."""
-    freed(zone_free_name(name.encode()), name)
+    freed(zone_free_name(name.encode()) if "\0" not in name else -ENOENT, name)
 
 
 def walk() -> list:
