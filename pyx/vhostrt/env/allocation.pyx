@@ -85,7 +85,7 @@ cdef class Allocation:
     def free(self) -> None:
         """Give the block back; BufferError while a view into it lives.  Again: nothing."""
         self.require_unused()
-        ok(env_free(self.block), "free of a block")
+        freed(env_free(self.block), self.block)
         self.block = NULL
         self.size = 0
 
@@ -138,6 +138,14 @@ def realloc(block: Allocation | None, size: int, align: int = 64) -> Allocation:
     return block
 
 
+cdef int freed(int rc, void *block) except -1:
+    """Raise what a block that could not be given back calls for."""
+    what = f"free of a block at {<uintptr_t>block:#x}"
+    if rc == -EINVAL:
+        ok(rc, f"{what}: none is handed out there, it was freed before or never from this heap")
+    return ok(rc, f"{what}: {env_sentence(rc)}")
+
+
 def free(block: Allocation | int | None) -> None:
     """Give a block back: an Allocation, as its free does, or one that C code has, by its address.
 
@@ -147,4 +155,4 @@ def free(block: Allocation | int | None) -> None:
     if isinstance(block, Allocation):
         block.free()
     elif block is not None:
-        ok(env_free(<void *><uintptr_t>block), f"free of a block at {block:#x}")
+        freed(env_free(<void *><uintptr_t>block), <void *><uintptr_t>block)

@@ -326,7 +326,8 @@ cdef class Start:
                 self.lock(directory)
         told = True
         for path, (size, node) in files.items():
-            pages = reserved_pages(path, size, node if node in self.nodes else -1)
+            pages = reserved_pages(path, size, node if node in self.nodes else -1,
+                                   self.claim is not None)
             pages.learn(not self.c.heap.iova_is_va, True)
             pages.label(node)
             pages.map_into(self.c)

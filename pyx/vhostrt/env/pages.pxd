@@ -25,4 +25,4 @@ cdef class Pages:
                          uint32_t n) noexcept
 
 cdef Pages new_pages(supply_t *supply, const pages_of_t *pages, uint32_t count)
-cdef Pages reserved_pages(str path, size_t size, int node)
+cdef Pages reserved_pages(str path, size_t size, int node, bint shared)

@@ -37,6 +37,7 @@ cdef extern from *:
     #endif
     #include <fcntl.h>
     #include <stdlib.h>
+    #include <sys/file.h>
     #include <sys/mman.h>
     #include <sys/syscall.h>
     #include <unistd.h>
@@ -46,9 +47,11 @@ cdef extern from *:
     }
     """
     enum:
+        LOCK_SH
         MADV_DONTFORK
         FALLOC_FL_KEEP_SIZE
         FALLOC_FL_PUNCH_HOLE
+    int flock(int fd, int operation) nogil
     int fallocate(int fd, int mode, uint64_t offset, size_t size) nogil
     int madvise(void *at, size_t size, int advice) nogil
     int mincore(void *at, size_t size, unsigned char *present) nogil
@@ -322,10 +325,11 @@ cdef Pages new_pages(supply_t *supply, const pages_of_t *pages, uint32_t count):
     return made
 
 
-cdef Pages reserved_pages(str path, size_t size, int node):
+cdef Pages reserved_pages(str path, size_t size, int node, bint shared):
     """Open a file that keeps its pages, made or grown where need be, and have all present.
 
     size: bytes, 0 for the whole of the file.  node: the NUMA node that new pages prefer; -1: any.
+    shared: processes that attach lock it too; another primary process still finds it locked.
     """
     cdef Pages made = Pages.__new__(Pages)
     cdef int rc
@@ -345,6 +349,8 @@ cdef Pages reserved_pages(str path, size_t size, int node):
     if rc == -ENOMEM:
         ok(rc, f"{what} of {size // MIB} MiB: {free_mib(path)} MiB are free")
     ok(rc, what)
+    if shared:
+        flock(made.file.fd, LOCK_SH)
     made.path = path
     made.take(made.file.size // made.file.page_size)
     had = made.count * made.file.page_size
