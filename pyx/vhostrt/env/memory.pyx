@@ -540,12 +540,17 @@ def ready() -> bool:
     return g_pid != 0 and g_pid == getpid()
 
 
-# What else Python finds here; the modules are imported last, as they look back.
+# What else Python finds here; a program that does without does not load it.
 
-from vhostrt.env import allocation, overview  # noqa: E402
+PLACES = {**dict.fromkeys(("Allocation", "malloc", "zalloc", "realloc", "free"), "allocation"),
+          **dict.fromkeys(("stats", "segments", "virt2iova", "primary_pid"), "overview")}
 
-Allocation = allocation.Allocation
-malloc, zalloc, realloc, free = (allocation.malloc, allocation.zalloc, allocation.realloc,
-                                 allocation.free)
-stats, segments, virt2iova = overview.stats, overview.segments, overview.virt2iova
-primary_pid = overview.primary_pid
+
+def __getattr__(name: str):
+    """Return what a module beside this one has under a name."""
+    if name not in PLACES:
+        raise AttributeError(f"module 'vhostrt.env.memory' has no attribute {name!r}")
+    from vhostrt.env import allocation, overview
+    found = getattr(allocation if PLACES[name] == "allocation" else overview, name)
+    globals()[name] = found
+    return found

@@ -27,7 +27,7 @@ from vhostrt.env.supply cimport (HEAP_NODES, SUPPLY_NAME, SUPPLY_SIZES, pages_of
                                  supply_t)
 from vhostrt.env.tailq cimport new_list
 
-from vhostrt.env import hugepages, memory_plan, runtime_dir
+from vhostrt.env import hugepages, memory_plan
 from vhostrt.env.memory_plan import MIB
 from vhostrt.env.segment import hugepage_size
 from vhostrt.env.shared import files_of, pid_of
@@ -81,6 +81,7 @@ def start(options, lcores_on_node: dict | None) -> str:
     check_options(options)
     if is_private(options):
         return start_primary(options, lcores_on_node, None)
+    from vhostrt.env import runtime_dir
     prefix = options.file_prefix or f"spdk{options.shm_id}"
     claim = runtime_dir.claim(prefix, options.proc_type, pid_of)
     try:
@@ -491,7 +492,7 @@ cdef int set_pages(pages_of_t *pages, size_t size, directory, bint unasked) exce
 
 def attach(claim) -> str:
     """Map the record of the primary process, and all of its memory."""
-    from vhostrt.env import memory
+    from vhostrt.env import memory, runtime_dir
     cdef int rc = 0
     cdef env_config_t *c = config_attach(claim.fd, &rc)
     end = time.monotonic() + ATTACH_S
