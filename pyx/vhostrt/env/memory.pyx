@@ -6,8 +6,7 @@ one, attached to its record, looks things up there and maps what the primary has
 from libc.errno cimport EALREADY, EBUSY, EINVAL, ENOMEM, ENOSPC, EPERM, ESRCH
 from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
 from libc.string cimport memcpy, memset, strcmp, strcpy
-from posix.types cimport pid_t
-from posix.unistd cimport getpid, unlink
+from posix.unistd cimport unlink
 from vhostrt.base.atomics cimport fetch_add_u32, load_relaxed_u32
 from vhostrt.base.errors cimport ok
 from vhostrt.env.heap cimport (REGIONS, REGION_FILE, WHOLE_WANTED, heap_add, heap_close, heap_drop,
@@ -24,6 +23,7 @@ cdef extern from *:
     #ifndef _GNU_SOURCE
     #define _GNU_SOURCE
     #endif
+    #include <pthread.h>
     #include <sys/syscall.h>
     #include <unistd.h>
     static int vh_node(void)
@@ -33,6 +33,8 @@ cdef extern from *:
     }
     """
     int node_of_caller "vh_node"() nogil
+    int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil,
+                       void (*child)() noexcept nogil) nogil
 
 cdef enum:
     WATCHES = 8
@@ -43,7 +45,8 @@ cdef struct watch_t:
 
 # Written by init and fini, of the control thread.
 cdef env_config_t *g_config = NULL      # also in a forked child, which only env_owns looks at
-cdef pid_t g_pid = 0                    # 0: not initialised
+cdef bint g_begun = False               # between init and fini; a forked child begins anew
+cdef bint g_told_of_forks = False
 cdef bint g_primary = False
 cdef bint g_shared = False
 cdef supply_t g_supply                  # of a primary process
@@ -58,7 +61,13 @@ cdef uint32_t g_views = 0               # Python's views of zones; any thread
 
 cdef bint env_ready() noexcept nogil:
     """True when memory can be had: between init and fini, in the primary process itself."""
-    return g_pid != 0 and g_primary and g_pid == getpid()
+    return g_begun and g_primary
+
+
+cdef void in_child() noexcept nogil:
+    """The memory is not in a forked child; its record is looked at by env_owns alone."""
+    global g_begun
+    g_begun = False
 
 
 cdef supply_t *env_supply() noexcept nogil:
@@ -101,7 +110,7 @@ cdef int env_watch_segments(segment_fn fn, void *ctx) noexcept nogil:
     cdef region_t *region = NULL
     cdef region_t *told
     cdef int rc = 0
-    if g_pid:
+    if g_begun:
         c = env_lock(False, &rc)
         if c is NULL:
             return rc
@@ -173,7 +182,7 @@ cdef env_config_t *env_lock(bint change, int *rc) noexcept nogil:
     -errno       a segment that the primary process has added cannot be mapped
     """
     cdef env_config_t *c = g_config
-    if g_pid == 0 or g_pid != getpid():
+    if not g_begun:
         rc[0] = -ESRCH
         return NULL
     if change and not g_primary:
@@ -285,7 +294,7 @@ cdef void *env_take(env_config_t *c, const want_t *want, int node) noexcept nogi
         block = take_on(c, want, node)
         if block is not NULL or not g_supply.anywhere or not supply_has(&g_supply, node):
             return block
-    own = node_of_caller()
+    own = g_supply.nodes[0] if g_supply.node_count == 1 else node_of_caller()
     block = take_on(c, want, own)
     other = next_node(c, -1)
     while block is NULL and other >= 0:
@@ -393,8 +402,8 @@ cdef bint env_owns(const void *at) noexcept nogil:
     cdef int rc
     if g_config is NULL:
         return False
-    if g_pid != getpid():
-        return region_at(&g_config.heap, at) is not NULL        # nobody else is in its copy
+    if not g_begun:
+        return region_at(&g_config.heap, at) is not NULL        # nobody else is in our copy
     rc = config_lock(g_config, False)
     ours = region_at(&g_config.heap, at) is not NULL
     if rc == 0:
@@ -425,7 +434,7 @@ cdef int env_begin(env_config_t *c, bint primary, bint shared, object end) excep
 
     end: called without arguments, at last, by fini, with the names of the files to remove.
     """
-    global g_config, g_pid, g_primary, g_shared, g_changes, g_end
+    global g_config, g_begun, g_primary, g_shared, g_changes, g_end, g_told_of_forks
     cdef region_t *region = region_next(&c.heap, NULL)
     cdef region_t *told
     cdef int rc = 0
@@ -444,7 +453,10 @@ cdef int env_begin(env_config_t *c, bint primary, bint shared, object end) excep
     g_end = end
     g_changes = 0
     memset(g_mapped, 0, sizeof(g_mapped))
-    g_pid = getpid()
+    if not g_told_of_forks:
+        ok(-pthread_atfork(NULL, NULL, in_child), "to be told of forks")
+        g_told_of_forks = True
+    g_begun = True
     return 0
 
 
@@ -458,7 +470,7 @@ def init(options=None, lcores_on_node: dict | None = None, *, huge_dir: str | No
     """
     from vhostrt.env.modes import start
     from vhostrt.env.options import EnvOptions
-    if g_pid != 0 and g_pid == getpid():
+    if g_begun:
         ok(-EALREADY, "memory is already initialised")
     if not isinstance(options, EnvOptions):
         if options is not None and options <= 0:
@@ -473,10 +485,10 @@ def fini() -> None:
     OSError EBUSY while blocks are handed out, or zones of another process are looked into; then
     it stays, and fini may be called again.
     """
-    global g_config, g_pid, g_end
+    global g_config, g_begun, g_end
     cdef env_config_t *c = g_config
     cdef region_t *region
-    if g_pid == 0 or g_pid != getpid():
+    if not g_begun:
         return
     if load_relaxed_u32(&g_views):
         ok(-EBUSY, f"memory: {g_views} views of its zones are still in use")
@@ -490,7 +502,7 @@ def fini() -> None:
         region = region_next(&c.heap, region)
     end, g_end = g_end, None
     files = files_of(c) if g_primary else []
-    g_pid = 0
+    g_begun = False
     g_config = NULL
     if g_primary:
         c.head.magic = 0
@@ -537,7 +549,7 @@ cdef str env_sentence(int rc):
 
 def ready() -> bool:
     """True between init and fini, in a secondary process too."""
-    return g_pid != 0 and g_pid == getpid()
+    return g_begun
 
 
 # What else Python finds here; a program that does without does not load it.
