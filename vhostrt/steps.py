@@ -62,12 +62,13 @@ class Environment(Step):
 
     async def start(self, app: App) -> None:
         from vhostrt.env import lcore, memory
+        from vhostrt.env.options import EnvOptions
+        asked = EnvOptions(mem_size=memory_bytes(app.options), no_huge=app.options.no_huge,
+                           mem_file_dir=app.options.mem_file_dir, huge_dir=app.options.huge_dir)
         try:
             lcore.init(app.lcores, app.options.main_core)
             lcore.control_affinity(list(app.lcores))
-            log.notice(memory.init(memory_bytes(app.options),
-                                   huge_dir=app.options.mem_file_dir or app.options.huge_dir,
-                                   no_huge=app.options.no_huge))
+            log.notice(memory.init(asked))
         except ValueError as error:
             raise StartError(str(error)) from error
         log.notice(f"Total cores available: {len(app.lcores)}")

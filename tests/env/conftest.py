@@ -7,6 +7,7 @@ import pytest
 
 from tests.lib import hugepages as pages_of_test
 from vhostrt.env import lcore, memory
+from vhostrt.env.options import EnvOptions
 
 PAGES = 24                              # huge pages of 2 MiB that a test may have
 
@@ -24,7 +25,7 @@ def end():
 def heap():
     """The heap on ordinary pages; afterwards every block has to be home."""
     end()
-    memory.init(no_huge=True)
+    memory.init(EnvOptions(no_huge=True))
     yield
     end()
 

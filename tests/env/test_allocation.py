@@ -85,7 +85,7 @@ def test_a_block_that_cannot_grow_is_as_it_was():
 def test_an_address_where_no_block_is_is_refused_or_ends_a_debug_build(address):
     code = f"""if 1:
         from vhostrt.env import memory
-        memory.init(no_huge=True)
+        memory.init()
         block = memory.zalloc(256)
         memory.free(block.address)
         try: memory.free({address})

@@ -15,6 +15,7 @@ import pytest
 from tests.env.conftest import PAGES
 from tests.lib.hugepages import of_size
 from vhostrt.env import memory
+from vhostrt.env.options import EnvOptions
 from vhostrt.env.segment import Segment
 
 MIB = 1 << 20
@@ -75,7 +76,7 @@ def test_the_pages_of_a_segment_are_its_own_from_the_start(pages):
 
 def test_a_heap_with_a_limit_reserves_all_of_it(pages):
     before = huge_mib()
-    sentence = memory.init(16 * MIB)
+    sentence = memory.init(EnvOptions(mem_size=16 * MIB))
     if pages:
         assert sentence == "Memory: 16 MiB of huge pages of 2 MiB, reserved"
     else:
@@ -104,7 +105,7 @@ def test_a_heap_without_a_limit_takes_huge_pages_as_it_grows(pages):
 
 
 def test_no_huge_takes_none(pages):
-    assert memory.init(8 * MIB, no_huge=True) == (
+    assert memory.init(EnvOptions(mem_size=8 * MIB, no_huge=True)) == (
         "Memory: ordinary pages, transparent huge pages asked for (as asked)")
     assert memory.zalloc(4 * MIB).address
     assert memory.stats()["huge"] == 0
@@ -113,11 +114,11 @@ def test_no_huge_takes_none(pages):
 def test_a_reserved_file_is_as_large_as_asked_and_outlives_the_heap(directory, tmp_path):
     if directory is None:
         with pytest.raises(OSError, match="vhost_spdk_reserved_0 is not in a hugetlbfs dir"):
-            memory.init(6 * MIB, huge_dir=str(tmp_path))
+            memory.init(EnvOptions(mem_size=6 * MIB, mem_file_dir=str(tmp_path)))
         assert os.listdir(tmp_path) == [] and not memory.ready()
         return
     path = reserved_file(directory)
-    sentence = memory.init(6 * MIB, huge_dir=directory)
+    sentence = memory.init(EnvOptions(mem_size=6 * MIB, mem_file_dir=directory))
     assert re.fullmatch(rf"Memory: 6 MiB of huge pages in {path}, (\d contiguous segments?|no "
                         "physical addresses)", sentence)
     assert os.path.getsize(path) == 6 * MIB
@@ -133,7 +134,7 @@ def test_a_reserved_file_is_as_large_as_asked_and_outlives_the_heap(directory, t
         assert content[3 * MIB] == 0xEE, "the file keeps its pages"
     gc.collect()
     # Old data is in the file, and a block is zeroed all the same.
-    memory.init(huge_dir=directory)
+    memory.init(EnvOptions(mem_file_dir=directory))
     assert memory.stats()["total"] == 6 * MIB, "without a size, the whole of the file"
     assert not memory.zalloc(5 * MIB).array().any()
 
@@ -144,7 +145,7 @@ def test_a_reserved_file_grows_and_is_never_cut(directory, tmp_path):
             Segment.open(str(tmp_path / "file"), 2 * MIB)
         return
     for asked, size in ((2, 2), (8, 8), (4, 8)):
-        memory.init(asked * MIB, huge_dir=directory)
+        memory.init(EnvOptions(mem_size=asked * MIB, mem_file_dir=directory))
         assert memory.stats()["total"] == asked * MIB
         memory.fini()
         assert os.path.getsize(reserved_file(directory)) == size * MIB
@@ -153,11 +154,12 @@ def test_a_reserved_file_grows_and_is_never_cut(directory, tmp_path):
 def test_a_reserved_file_has_one_owner(directory, tmp_path):
     if directory is None:
         with pytest.raises(OSError, match="No such file"):
-            memory.init(2 * MIB, huge_dir=str(tmp_path / "none"))
+            memory.init(EnvOptions(mem_size=2 * MIB, mem_file_dir=str(tmp_path / "none")))
         return
-    memory.init(2 * MIB, huge_dir=directory)
+    memory.init(EnvOptions(mem_size=2 * MIB, mem_file_dir=directory))
     code = ("import sys; from vhostrt.env import memory\n"
-            "try: memory.init(2 << 20, huge_dir=sys.argv[1])\n"
+            "from vhostrt.env.options import EnvOptions\n"
+            "try: memory.init(EnvOptions(mem_size=2 << 20, mem_file_dir=sys.argv[1]))\n"
             "except OSError as refused: print(refused)")
     run = subprocess.run([sys.executable, "-c", code, directory], capture_output=True, text=True)
     assert run.stdout == (f"[Errno 11] memory file {reserved_file(directory)} is "
@@ -170,10 +172,10 @@ def test_a_reserved_file_has_one_owner(directory, tmp_path):
 def test_a_reserved_file_that_cannot_be_met_says_how_much_there_is(directory, tmp_path):
     if directory is None:
         with pytest.raises(OSError, match=r"memory of 1048576 MiB: \d+ MiB can be had"):
-            memory.init(1 << 40)
+            memory.init(EnvOptions(mem_size=1 << 40))
         return
     with pytest.raises(OSError, match=r"reserved_0 of 1048576 MiB: \d+ MiB are free") as refused:
-        memory.init(1 << 40, huge_dir=directory)
+        memory.init(EnvOptions(mem_size=1 << 40, mem_file_dir=directory))
     assert refused.value.errno == errno.ENOMEM
     assert os.listdir(directory) == []
     assert not memory.ready()

@@ -113,7 +113,7 @@ def test_11_freed_memory_reads_zero_and_a_double_free_is_reported():
         block = take(10_000)
         assert block.address == address and not any(memoryview(block))
         block.free()
-    code = ("from vhostrt.env import memory; memory.init(no_huge=True); b = memory.zalloc(64)\n"
+    code = ("from vhostrt.env import memory; memory.init(); b = memory.zalloc(64)\n"
             "memory.free(b.address)\nmemory.free(b.address)")
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     # The original ends the process; here only a debug build does.

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from vhostrt.env import lcore, memory
 from vhostrt.env.mempool import Mempool
+from vhostrt.env.options import EnvOptions
 
 pytestmark = pytest.mark.usefixtures("heap")
 
@@ -57,7 +58,7 @@ def test_growth_up_to_its_most():
 
 def test_growth_without_memory_adds_nothing():
     memory.fini()
-    memory.init(4 << 20, no_huge=True)
+    memory.init(EnvOptions(mem_size=4 << 20, no_huge=True))
     pool = Mempool(8, 4096, count_max=100_000)
     with pytest.raises(OSError, match="growth by 90000 objects") as refused:
         pool.grow(90_000)
@@ -92,7 +93,7 @@ def test_refused(count, size, more):
 
 def test_no_memory_leaves_nothing_behind():
     memory.fini()
-    memory.init(2 << 20, no_huge=True)
+    memory.init(EnvOptions(mem_size=2 << 20, no_huge=True))
     with pytest.raises(OSError, match="pool of 1000 objects of 4096 bytes") as refused:
         Mempool(1000, 4096)
     assert refused.value.errno == errno.ENOMEM

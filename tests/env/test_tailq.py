@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vhostrt.env import memory, tailq
+from vhostrt.env.options import EnvOptions
 
 pytestmark = pytest.mark.usefixtures("heap")
 LONG = "x" * 32
@@ -14,7 +15,7 @@ LONG = "x" * 32
 
 def fresh():
     memory.fini()
-    memory.init(no_huge=True)
+    memory.init(EnvOptions(no_huge=True))
 
 
 def test_two_lists_are_there_from_the_start():

@@ -8,9 +8,10 @@ ROOT = Path(__file__).parents[2]
 OUT_OF_DESCRIPTORS = """
 import os, resource
 from vhostrt.env import lcore, memory
+from vhostrt.env.options import EnvOptions
 from vhostrt.event import reactor
 lcore.init([0, 1])
-memory.init(64 << 20, no_huge=True)     # all at once: what comes later opens no file
+memory.init(EnvOptions(mem_size=64 << 20, no_huge=True))    # all at once: later no file is opened
 before = memory.stats()["used"]
 free = os.dup(0)
 os.close(free)

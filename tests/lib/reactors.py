@@ -18,7 +18,7 @@ async def reactors(count: int = 1, idle: str = "yield"):
     lcores = list(range(count))
     lcore.init({n: (CPUS[n % len(CPUS)],) for n in lcores})
     try:
-        memory.init(None)
+        memory.init()
         reactor.init(lcores, idle)
         control.start()
         reactor.start()

@@ -460,23 +460,18 @@ cdef int env_begin(env_config_t *c, bint primary, bint shared, object end) excep
     return 0
 
 
-def init(options=None, lcores_on_node: dict | None = None, *, huge_dir: str | None = None,
-         no_huge: bool = False) -> str:
+def init(options: EnvOptions | None = None, lcores_on_node: dict | None = None) -> str:
     """Start the memory; return one sentence about where it comes from, to be said once.
 
-    options: EnvOptions.  lcores_on_node: NUMA node -> how many lcores it has, by which memory is
-    shared out; None: the CPUs that this process may use.  OSError or ValueError with a sentence
-    when it cannot be; then there is none.  Control thread.
+    options: EnvOptions; None: nothing is asked for.  lcores_on_node: NUMA node -> how many lcores
+    it has, by which memory is shared out; None: the CPUs that this process may use.  OSError or
+    ValueError with a sentence when it cannot be; then there is none.  Control thread.
     """
     from vhostrt.env.modes import start
     from vhostrt.env.options import EnvOptions
     if g_begun:
         ok(-EALREADY, "memory is already initialised")
-    if not isinstance(options, EnvOptions):
-        if options is not None and options <= 0:
-            ok(-EINVAL, f"memory of {options} bytes")
-        options = EnvOptions(mem_size=options, mem_file_dir=huge_dir, no_huge=no_huge)
-    return start(options, lcores_on_node)
+    return start(options or EnvOptions(), lcores_on_node)
 
 
 def fini() -> None:
