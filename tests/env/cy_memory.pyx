@@ -219,9 +219,9 @@ cdef void *take_and_give(void *arg) noexcept nogil:
     cdef worker_t *w = <worker_t *>arg
     cdef uint32_t *held[HELD]
     cdef uint32_t sizes[HELD]
-    cdef uint32_t i, k, at
+    cdef uint32_t k, at
     memset(held, 0, sizeof(held))
-    for i in range(w.rounds):
+    for _ in range(w.rounds):
         at = next_random(&w.seed) % HELD
         if held[at] is not NULL:
             for k in range(sizes[at]):
@@ -245,7 +245,7 @@ def test_stress_threads_take_and_give():
     cdef pthread_t threads[THREADS]
     cdef worker_t workers[THREADS]
     cdef uint32_t wrong = 0
-    cdef int i
+    cdef int i, done
     rounds = 500 * int(os.environ.get("VHOSTRT_STRESS", 1))
     for i in range(THREADS):
         workers[i].rounds = rounds
@@ -253,7 +253,7 @@ def test_stress_threads_take_and_give():
         workers[i].wrong = &wrong
         assert pthread_create(&threads[i], NULL, take_and_give, &workers[i]) == 0
     with nogil:
-        for i in range(THREADS):
-            pthread_join(threads[i], NULL)
+        for done in range(THREADS):
+            pthread_join(threads[done], NULL)
     assert wrong == 0
     assert memory.stats()["blocks"] == 0 and memory.stats()["total"] == 0

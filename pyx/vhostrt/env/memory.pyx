@@ -3,57 +3,31 @@
 The heap is in the record of the environment.  The primary process hands memory out; a secondary
 one, attached to its record, looks things up there and maps what the primary has added.
 """
-from libc.errno cimport EALREADY, EBUSY, EINVAL, ENOMEM, ENOSPC, EPERM, ESRCH
+from libc.errno cimport EALREADY, EBUSY, EINVAL, ENOMEM, EPERM, ESRCH
 from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
-from libc.string cimport memcpy, memset, strcmp, strcpy
-from posix.unistd cimport unlink
+from libc.string cimport memcpy, memset
 from vhostrt.base.atomics cimport fetch_add_u32, load_relaxed_u32
 from vhostrt.base.errors cimport ok
-from vhostrt.env.heap cimport (REGIONS, REGION_FILE, WHOLE_WANTED, heap_add, heap_close, heap_drop,
-                               heap_give, heap_resize, heap_size, heap_take, region_t, want_init,
-                               want_t)
+from vhostrt.env.growth cimport (growth_give, growth_share, growth_take, take_on, tell_all_come,
+                                 tell_come, tell_gone, watch_add, watch_remove)
+from vhostrt.env.heap cimport (REGIONS, WHOLE_WANTED, heap_close, heap_resize, heap_size, region_t,
+                               want_init, want_t)
 from vhostrt.env.region cimport iova_at, region_at, region_next
-from vhostrt.env.segment cimport SEGMENT_FILE, segment_t, segment_unmap
+from vhostrt.env.segment cimport SEGMENT_FILE
 from vhostrt.env.shared cimport (EOWNERDEAD, config_lock, config_map_region, config_unlock,
                                  config_unmap, env_config_t)
-from vhostrt.env.supply cimport supply_growth, supply_has, supply_t
 
-cdef extern from *:
-    """
-    #ifndef _GNU_SOURCE
-    #define _GNU_SOURCE
-    #endif
-    #include <pthread.h>
-    #include <sys/syscall.h>
-    #include <unistd.h>
-    static int vh_node(void)
-    {
-        unsigned cpu, node = 0;
-        return syscall(SYS_getcpu, &cpu, &node, NULL) ? 0 : (int)node;
-    }
-    """
-    int node_of_caller "vh_node"() nogil
+cdef extern from "<pthread.h>" nogil:
     int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil,
-                       void (*child)() noexcept nogil) nogil
-
-cdef enum:
-    WATCHES = 8
-
-cdef struct watch_t:
-    segment_fn fn
-    void *ctx
+                       void (*child)() noexcept nogil)
 
 # Written by init and fini, of the control thread.
 cdef env_config_t *g_config = NULL      # also in a forked child, which only env_owns looks at
 cdef bint g_begun = False               # between init and fini; a forked child begins anew
 cdef bint g_told_of_forks = False
 cdef bint g_primary = False
-cdef bint g_shared = False
-cdef supply_t g_supply                  # of a primary process
 cdef object g_end = None                # called without arguments when all has been given back
-# Under the lock, or by the control thread before there is a record.
-cdef watch_t g_watches[WATCHES]
-cdef int g_watch_count = 0
+# Under the lock.
 cdef uint32_t g_mapped[REGIONS]         # of a secondary process: serials of what it has mapped
 cdef uint32_t g_changes = 0
 cdef uint32_t g_views = 0               # Python's views of zones; any thread
@@ -70,31 +44,7 @@ cdef void in_child() noexcept nogil:
     g_begun = False
 
 
-cdef supply_t *env_supply() noexcept nogil:
-    """Return where new segments come from; written while the environment starts."""
-    return &g_supply
-
-
 # Who is told of segments.
-
-cdef void tell_gone(int watches, region_t *region) noexcept nogil:
-    """Tell the first so many watches that a segment goes."""
-    while watches:
-        watches -= 1
-        g_watches[watches].fn(g_watches[watches].ctx, region.segment.base, region.segment.size,
-                              False)
-
-
-cdef int tell_come(region_t *region) noexcept nogil:
-    """Tell all watches that a segment has come; when one refuses, none has it, and -errno."""
-    cdef int i, rc
-    for i in range(g_watch_count):
-        rc = g_watches[i].fn(g_watches[i].ctx, region.segment.base, region.segment.size, True)
-        if rc < 0:
-            tell_gone(i, region)
-            return rc
-    return 0
-
 
 cdef int env_watch_segments(segment_fn fn, void *ctx) noexcept nogil:
     """Have fn called for every segment there is, now, and for each that comes or goes later.
@@ -105,31 +55,13 @@ cdef int env_watch_segments(segment_fn fn, void *ctx) noexcept nogil:
     -errno   what fn has answered: it has been told that the others go, and is not called again;
              or that the record cannot be had, as env_lock
     """
-    global g_watch_count
     cdef env_config_t *c = NULL
-    cdef region_t *region = NULL
-    cdef region_t *told
     cdef int rc = 0
     if g_begun:
         c = env_lock(False, &rc)
         if c is NULL:
             return rc
-    if g_watch_count == WATCHES:
-        rc = -ENOSPC
-    elif c is not NULL:
-        region = region_next(&c.heap, NULL)
-    while region is not NULL and rc == 0:
-        rc = fn(ctx, region.segment.base, region.segment.size, True)
-        if rc < 0:
-            told = region_next(&c.heap, NULL)
-            while told != region:
-                fn(ctx, told.segment.base, told.segment.size, False)
-                told = region_next(&c.heap, told)
-        region = region_next(&c.heap, region)
-    if rc == 0:
-        g_watches[g_watch_count].fn = fn
-        g_watches[g_watch_count].ctx = ctx
-        g_watch_count += 1
+    rc = watch_add(c, fn, ctx)
     if c is not NULL:
         env_unlock(c)
     return rc
@@ -137,14 +69,9 @@ cdef int env_watch_segments(segment_fn fn, void *ctx) noexcept nogil:
 
 cdef void env_unwatch_segments(segment_fn fn, void *ctx) noexcept nogil:
     """Have fn with this ctx not called any more; it is not told that anything goes."""
-    global g_watch_count
-    cdef int rc = 0, i
+    cdef int rc = 0
     cdef env_config_t *c = env_lock(False, &rc)
-    for i in range(g_watch_count):
-        if g_watches[i].fn == fn and g_watches[i].ctx == ctx:
-            g_watch_count -= 1
-            g_watches[i] = g_watches[g_watch_count]
-            break
+    watch_remove(fn, ctx)
     if c is not NULL:
         env_unlock(c)
 
@@ -209,111 +136,6 @@ cdef void env_view(int more) noexcept nogil:
     fetch_add_u32(&g_views, <uint32_t>more)
 
 
-# Growing and shrinking.
-
-cdef void remove_file(env_config_t *c, const char *file) noexcept nogil:
-    """Remove the file of a segment that is gone, unless another one is of it."""
-    cdef region_t *region = region_next(&c.heap, NULL)
-    while region is not NULL and strcmp(region.file, file) != 0:
-        region = region_next(&c.heap, region)
-    if region is NULL and file[0] and not g_supply.unlink:
-        unlink(file)
-
-
-cdef void shrink(env_config_t *c, region_t *region) noexcept nogil:
-    """Give an empty region back to the system; no other process has mapped it."""
-    cdef char file[REGION_FILE]
-    strcpy(file, region.file)
-    heap_drop(&c.heap, region)
-    remove_file(c, file)
-
-
-cdef int grow(env_config_t *c, const want_t *want, int node, int *option,
-              region_t **grown) noexcept nogil:
-    """Add a segment of a node with room for what is wanted.  *option: as supply_growth.
-
-    1, and *grown: its region, or NULL when it could not be had, or somebody refuses it; else there
-    is nothing more to try.
-    """
-    cdef segment_t segment
-    cdef char file[REGION_FILE]
-    cdef int rc
-    grown[0] = NULL
-    if supply_growth(&g_supply, c, want, node, option, &segment, file) < 0:
-        return 0
-    # What others may map stays where it is.
-    grown[0] = heap_add(&c.heap, &segment, g_shared, &rc)
-    if grown[0] is NULL:
-        segment_unmap(&segment)
-        remove_file(c, file)
-        return 1
-    if not g_supply.unlink:
-        strcpy(grown[0].file, file)
-    if tell_come(grown[0]) < 0:
-        shrink(c, grown[0])
-        grown[0] = NULL
-    return 1
-
-
-cdef int next_node(env_config_t *c, int node) noexcept nogil:
-    """Return the next higher node that there is memory of, or may be; -1: there is none."""
-    cdef int found = -1
-    cdef uint32_t i
-    cdef int j
-    for i in range(c.heap.node_count):
-        if c.heap.nodes[i].node > node and (found < 0 or c.heap.nodes[i].node < found):
-            found = c.heap.nodes[i].node
-    for j in range(g_supply.node_count):
-        if g_supply.nodes[j] > node and (found < 0 or g_supply.nodes[j] < found):
-            found = g_supply.nodes[j]
-    return found
-
-
-cdef void *take_on(env_config_t *c, const want_t *want, int node) noexcept nogil:
-    """Return a block of this node, or NULL."""
-    cdef void *block = heap_take(&c.heap, want, node)
-    cdef region_t *grown
-    cdef int option = 0
-    # A control group may give no pages of one kind, while others can be had.
-    while block is NULL and grow(c, want, node, &option, &grown):
-        block = heap_take(&c.heap, want, node) if grown is not NULL else NULL
-        if grown is not NULL and block is NULL:
-            tell_gone(g_watch_count, grown)
-            shrink(c, grown)
-    return block
-
-
-cdef void *env_take(env_config_t *c, const want_t *want, int node) noexcept nogil:
-    """Return a block as wanted, zeroed and in memory, or NULL; under the lock, for a change.
-
-    node: that one and no other; -1: the calling thread's first, then the others in their order.
-    """
-    cdef int own, other
-    cdef void *block
-    if node >= 0:
-        block = take_on(c, want, node)
-        if block is not NULL or not g_supply.anywhere or not supply_has(&g_supply, node):
-            return block
-    own = g_supply.nodes[0] if g_supply.node_count == 1 else node_of_caller()
-    block = take_on(c, want, own)
-    other = next_node(c, -1)
-    while block is NULL and other >= 0:
-        if other != own:
-            block = take_on(c, want, other)
-        other = next_node(c, other)
-    return block
-
-
-cdef int env_give(env_config_t *c, void *block) noexcept nogil:
-    """Give a block back, under the lock, for a change; 0 or -EINVAL as heap_give."""
-    cdef region_t *empty = NULL
-    cdef int rc = heap_give(&c.heap, block, &empty)
-    if empty is not NULL:
-        tell_gone(g_watch_count, empty)
-        shrink(c, empty)
-    return rc
-
-
 # What other modules use.
 
 cdef void *env_zalloc(size_t size, size_t align, int node) noexcept nogil:
@@ -333,7 +155,7 @@ cdef void *env_zalloc(size_t size, size_t align, int node) noexcept nogil:
     c = env_lock(True, &rc)
     if c is NULL:
         return NULL
-    block = env_take(c, &want, node)
+    block = growth_take(c, &want, node)
     env_unlock(c)
     return block
 
@@ -344,10 +166,10 @@ cdef void *move(env_config_t *c, void *block, const want_t *want) noexcept nogil
     cdef region_t *region = region_at(&c.heap, block)
     cdef void *moved = take_on(c, want, region.segment.node)
     if moved is NULL:
-        moved = env_take(c, want, -1)
+        moved = growth_take(c, want, -1)
     if moved is not NULL:
         memcpy(moved, block, min(size, heap_size(&c.heap, moved)))
-        env_give(c, block)
+        growth_give(c, block)
     return moved
 
 
@@ -391,7 +213,7 @@ cdef int env_free(void *block) noexcept nogil:
     c = env_lock(True, &rc)
     if c is NULL:
         return rc
-    rc = env_give(c, block)
+    rc = growth_give(c, block)
     env_unlock(c)
     return rc
 
@@ -434,22 +256,11 @@ cdef int env_begin(env_config_t *c, bint primary, bint shared, object end) excep
 
     end: called without arguments, at last, by fini, with the names of the files to remove.
     """
-    global g_config, g_begun, g_primary, g_shared, g_changes, g_end, g_told_of_forks
-    cdef region_t *region = region_next(&c.heap, NULL)
-    cdef region_t *told
-    cdef int rc = 0
-    while primary and region is not NULL and rc == 0:
-        rc = tell_come(region)
-        if rc < 0:
-            told = region_next(&c.heap, NULL)
-            while told != region:
-                tell_gone(g_watch_count, told)
-                told = region_next(&c.heap, told)
-        region = region_next(&c.heap, region)
-    ok(rc, "a memory segment is refused by who watches them")
+    global g_config, g_begun, g_primary, g_changes, g_end, g_told_of_forks
+    ok(tell_all_come(c) if primary else 0, "a memory segment is refused by who watches them")
+    growth_share(shared)
     g_config = c
     g_primary = primary
-    g_shared = shared
     g_end = end
     g_changes = 0
     memset(g_mapped, 0, sizeof(g_mapped))
@@ -493,7 +304,7 @@ def fini() -> None:
     region = region_next(&c.heap, NULL)
     while region is not NULL:
         if g_primary or g_mapped[region - c.heap.regions] == region.serial:
-            tell_gone(g_watch_count, region)
+            tell_gone(region)
         region = region_next(&c.heap, region)
     end, g_end = g_end, None
     files = files_of(c) if g_primary else []

@@ -14,9 +14,10 @@ from libc.errno cimport EEXIST, EINVAL, ENODATA, ENOENT, ENOMEM, EOPNOTSUPP, EPR
 from libc.stdint cimport SIZE_MAX, uint64_t, uintptr_t
 from libc.string cimport memset, strcpy
 from vhostrt.base.errors cimport ok
+from vhostrt.env.growth cimport growth_supply
 from vhostrt.env.heap cimport (REGION_FILE, WHOLE_WANTED, heap_add, heap_close, heap_drop,
                                heap_init, region_t)
-from vhostrt.env.memory cimport env_begin, env_supply
+from vhostrt.env.memory cimport env_begin
 from vhostrt.env.pages cimport Pages, new_pages, reserved_pages
 from vhostrt.env.region cimport region_break, region_next
 from vhostrt.env.segment cimport (PAGE, SEGMENT_HUGE_FILE, SEGMENT_SHM, pages_available, segment_t,
@@ -172,9 +173,10 @@ cdef class Start:
     cdef list nodes             # NUMA nodes of the machine
     cdef object given           # NUMA node -> lcores, or None
     cdef dict locks             # hugetlbfs directory -> descriptor with its lock
+    cdef bint unmounted         # there are huge pages that no hugetlbfs is mounted for
 
     def __init__(self, options, lcores_on_node, claim):
-        self.supply = env_supply()
+        self.supply = growth_supply()
         self.options = options
         self.claim = claim
         self.nodes = hugepages.nodes(options.roots)
@@ -252,6 +254,7 @@ cdef class Start:
             if where is None and self.claim is not None:
                 where = page.mounts[0] if page.mounts else None
                 if where is None:
+                    self.unmounted = self.unmounted or page.available > 0
                     continue            # nobody else could map its memory
             set_pages(&self.supply.huge[self.supply.huge_count], page.size, where, unasked)
             self.supply.huge_count += 1
@@ -416,7 +419,11 @@ cdef class Start:
         self.supply.anywhere = limit is not None or options.no_huge
         if limit is not None:
             self.promise_ordinary(limit)
-        reason = "as asked" if options.no_huge else f"{free // MIB} MiB of huge pages are free"
+        reason = f"{free // MIB} MiB of huge pages are free"
+        if options.no_huge:
+            reason = "as asked"
+        elif self.unmounted:
+            reason = "no hugetlbfs is mounted that other processes could map files of"
         return f"Memory: ordinary pages, transparent huge pages asked for ({reason})"
 
     cdef bint promise_huge(self, limit) except -1:

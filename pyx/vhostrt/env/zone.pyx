@@ -6,9 +6,10 @@ from libc.stdint cimport SIZE_MAX, UINT64_MAX, uint32_t, uintptr_t
 from libc.string cimport memcpy, memset, strncmp, strlen
 from vhostrt.base.atomics cimport fetch_add_u32, load_acquire_u32
 from vhostrt.base.errors cimport ok
+from vhostrt.env.growth cimport growth_give, growth_take
 from vhostrt.env.heap cimport (WHOLE_NEEDED, WHOLE_NO, WHOLE_WANTED, heap_free_max, region_t,
                                want_init, want_t)
-from vhostrt.env.memory cimport env_give, env_lock, env_sentence, env_take, env_unlock, env_view
+from vhostrt.env.memory cimport env_lock, env_sentence, env_unlock, env_view
 from vhostrt.env.region cimport iova_at, region_at
 from vhostrt.env.shared cimport EOWNERDEAD, ZONE_NAME, ZONES, env_config_t, zone_t
 
@@ -75,7 +76,7 @@ cdef void *take(env_config_t *c, want_t *want, size_t *size, int node, size_t al
     want.page_sizes = page_sizes
     want.whole = whole
     want.bound = bound
-    return env_take(c, want, node)
+    return growth_take(c, want, node)
 
 
 cdef void *take_pages(env_config_t *c, size_t *size, int node, uint32_t flags, size_t align,
@@ -168,7 +169,7 @@ cdef int give(env_config_t *c, zone_t *zone) noexcept nogil:
         return -EINVAL
     if load_acquire_u32(&g_views[at // sizeof(zone_t)]):
         return -EBUSY
-    env_give(c, zone.addr)
+    growth_give(c, zone.addr)
     memset(zone, 0, sizeof(zone_t))
     c.zone_count -= 1
     return 0
