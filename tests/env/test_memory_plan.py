@@ -97,6 +97,7 @@ def test_shares_of_reserved_files(tmp_path):
     assert memory_plan.shares(5 * MIB, str(tmp_path), [0, 1, 4]) == {
         path(0): (2 * MIB, 0), path(1): (2 * MIB, 1), path(4): (MIB, 4)}
     assert memory_plan.shares(MIB, str(tmp_path), [0, 1]) == {path(0): (MIB, 0)}
+    assert memory_plan.shares(None, str(tmp_path), [0, 1], (0, 3 * MIB)) == {path(1): (3 * MIB, 1)}
     (tmp_path / "vhost_spdk_reserved_1").write_bytes(b"there")
     assert memory_plan.shares(None, str(tmp_path), [0, 1]) == {path(0): (GIB, 0), path(1): (0, 1)}
 

@@ -27,6 +27,8 @@ REFUSED = {
                          "reserved files and ordinary pages (--no-huge) exclude each other"),
     "--mem-file and --no-huge": (EnvOptions(mem_files=("/x",), no_huge=True), errno.EINVAL,
                                  "reserved files and ordinary pages (--no-huge)"),
+    "--mem-file twice": (EnvOptions(mem_files=("/x", "/y", "/x")), errno.EINVAL,
+                         "memory file /x is named more than once"),
     "--huge-dir and --no-huge": (EnvOptions(huge_dir="/x", no_huge=True), errno.EINVAL,
                                  "--huge-dir and --no-huge exclude each other"),
     "--huge-unlink and --no-huge": (EnvOptions(huge_unlink=True, no_huge=True), errno.EINVAL,
@@ -203,12 +205,27 @@ def test_memory_of_the_node_asked_for_only(pages):
 
 def test_pages_of_1_gib_are_meant_where_no_others_are_reserved():
     with reserved(1, GIB) as there:
-        sentence = memory.init(EnvOptions(legacy_mem=True, mem_size=GIB - 4 * MIB)) if there else ""
+        options = EnvOptions(legacy_mem=True, mem_size=GIB - 4 * MIB)
+        sentence = memory.init(options) if there else ""
         if there and not of_size(HUGE).available:
             assert sentence.startswith("Memory: 1024 MiB of huge pages of 1 GiB")
             assert memory.stats()["total"] == GIB
             assert len(memory.zalloc(1000 * MIB)) == 1000 * MIB
         memory.fini()
+
+
+def test_pages_of_both_sizes(directory):
+    with reserved(1, GIB) as there:
+        if directory is None or not there:
+            return
+        for size, kept in ((GIB + 6 * MIB, {GIB: GIB, HUGE: 6 * MIB}), (6 * MIB, {HUGE: 6 * MIB})):
+            memory.init(EnvOptions(legacy_mem=True, mem_size=size))
+            found = {}
+            for segment in memory.segments():
+                found[segment["page_size"]] = found.get(segment["page_size"], 0) + segment["size"]
+            assert found == kept
+            memory.fini()
+        assert of_size(GIB).available >= 1
 
 
 def test_a_machine_on_paper_without_huge_pages(tmp_path):

@@ -427,6 +427,15 @@ def test_huge_pages_of_a_killed_process_are_cleaned_up_and_those_of_a_living_one
         assert left_of(name) == []
 
 
+def test_a_start_that_fails_leaves_no_huge_pages(prefix, directory):
+    if directory is None:
+        return
+    with pytest.raises(OSError, match="Not enough memory available!"):
+        memory.init(EnvOptions(file_prefix=prefix, huge_dir=directory, legacy_mem=True,
+                               mem_size=1 << 40))
+    assert os.listdir(directory) == [] and left_of(prefix) == []
+
+
 def test_the_environment_of_this_process_may_be_shared(prefix, clean):
     memory.init(EnvOptions(file_prefix=prefix, no_huge=True))
     one = zone.reserve("one", 4096)

@@ -14,6 +14,7 @@ from vhostrt.env import hugepages
 
 MIB, GIB = 1 << 20, 1 << 30
 RESERVED = "/proc/sys/vm/nr_hugepages"
+depth, lock = 0, -1                     # of this process, which has one thread here
 
 
 def in_ci():
@@ -44,11 +45,25 @@ def set_total(size, total):
 
 
 @contextlib.contextmanager
+def alone():
+    """Hold the machine's huge pages against other tests; this one may do so more than once."""
+    global depth, lock
+    if depth == 0:
+        lock = os.open(RESERVED, os.O_RDONLY | os.O_CLOEXEC)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    depth += 1
+    try:
+        yield
+    finally:
+        depth -= 1
+        if depth == 0:
+            os.close(lock)
+
+
+@contextlib.contextmanager
 def reserved(count, size=2 * MIB):
     """Reserve `count` pages more than there are; yields whether there are so many free ones."""
-    lock = os.open(RESERVED, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone():
         before = of_size(size)
         if before is None:
             refused(f"there are no pages of {hugepages.size_text(size)}")
@@ -65,8 +80,6 @@ def reserved(count, size=2 * MIB):
             yield there
         finally:
             give_back(size, before.total)
-    finally:
-        os.close(lock)
 
 
 def give_back(size, total):

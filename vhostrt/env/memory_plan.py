@@ -98,15 +98,21 @@ def shortage(where: str, wanted: int, there: int) -> OSError:
                                  f"{-(-wanted // MIB)}MB, available: {there // MIB}MB")
 
 
-def shares(limit: int | None, directory: str, on: list[int]) -> dict[str, tuple[int, int]]:
+def shares(limit: int | None, directory: str, on: list[int],
+           on_each: tuple[int, ...] = ()) -> dict[str, tuple[int, int]]:
     """Return path -> (bytes, node) of the reserved files; 0 bytes is the whole of the file.
 
-    A limit is split over the nodes in whole MiB, the remainder to the first of them.
+    A limit is split over the nodes in whole MiB, the remainder to the first of them.  on_each:
+    bytes of node 0, 1, ... instead of a limit.
     """
     wanted = {}
+    if on_each:
+        on = [node for node, size in enumerate(on_each) if size]
     for n, node in enumerate(on):
         path = os.path.join(directory, f"vhost_spdk_reserved_{node}")
-        if limit is not None:
+        if on_each:
+            size = on_each[node]
+        elif limit is not None:
             mib = -(-limit // MIB)
             size = (mib // len(on) + (n < mib % len(on))) * MIB
         else:

@@ -72,6 +72,9 @@ def check_options(options) -> None:
     if not all(options.mem_files):
         at = options.mem_files.index("")
         ok(-EINVAL, f"the name of the memory file of NUMA node {at} (--mem-file) is empty")
+    twice = [path for path, n in Counter(options.mem_files).items() if n > 1]
+    if twice:
+        ok(-EINVAL, f"memory file {twice[0]} is named more than once")
     if is_private(options) and options.proc_type == "secondary":
         ok(-EINVAL, "a secondary process needs a primary one to attach to, and this environment "
                     "is private: give both the same id (-i) or --file-prefix")
@@ -162,6 +165,20 @@ def remove(files: list) -> None:
             os.unlink(path)
         except OSError:
             pass
+
+
+def remove_dead(path: str) -> None:
+    """Remove the memory file of a dead process, unless somebody has its lock."""
+    name = os.path.basename(path)
+    try:
+        folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return                          # what it was in is gone
+    try:
+        if "map_" in name:
+            hugepages.remove_unlocked(name, folder)
+    finally:
+        os.close(folder)
 
 
 cdef class Start:
@@ -274,11 +291,7 @@ cdef class Start:
         except OSError:
             pass
         for path in dict.fromkeys(dead):
-            folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                hugepages.remove_unlocked(os.path.basename(path), folder)
-            finally:
-                os.close(folder)
+            remove_dead(path)
         return 0
 
     cdef object available(self):
@@ -323,7 +336,8 @@ cdef class Start:
         if options.mem_files:
             files = {path: (0, node) for node, path in enumerate(options.mem_files)}
         else:
-            files = memory_plan.shares(options.mem_size or None, options.mem_file_dir, self.nodes)
+            files = memory_plan.shares(options.mem_size or None, options.mem_file_dir, self.nodes,
+                                       options.socket_mem)
         for path in files:
             directory = os.path.dirname(path) or "."
             if os.path.isdir(directory) and hugepage_size(directory):

@@ -1,5 +1,6 @@
 """The pages of a file of huge pages: where they are physically, and mapped in that order."""
 from libc.stdint cimport uint32_t, uint64_t
+from vhostrt.env.heap cimport REGION_FILE
 from vhostrt.env.segment cimport segment_t
 from vhostrt.env.shared cimport env_config_t
 from vhostrt.env.supply cimport pages_of_t, supply_t
@@ -16,7 +17,7 @@ cdef class Pages:
     cdef uint32_t count
     cdef bint physical          # the addresses are physical ones
     cdef bint nameless
-    cdef str path               # "": a memfd
+    cdef char name[REGION_FILE]         # of the file; "": a memfd
     cdef int take(self, uint32_t wanted) except -1
     cdef int learn(self, bint sort, bint one_node) except -1
     cdef int map_into(self, env_config_t *c) except -1

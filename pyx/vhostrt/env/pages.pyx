@@ -15,16 +15,16 @@ from libc.errno cimport (EAGAIN, EEXIST, EINVAL, ENAMETOOLONG, ENOMEM, ENOSPC, E
                          errno)
 from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset, strncpy
+from libc.string cimport memset, strcpy
 from posix.fcntl cimport O_CLOEXEC, O_RDONLY, open
 from posix.mman cimport munmap
-from posix.unistd cimport close, pread
+from posix.unistd cimport close, pread, unlink
 from vhostrt.base.errors cimport ok
 from vhostrt.env.heap cimport PAGES_MAX, REGION_FILE, heap_add, region_t
 from vhostrt.env.populate cimport populate, populated_t
-from vhostrt.env.segment cimport (PAGE, leave_addresses, pages_available, place_t,
-                                  reserve_addresses, segment_make, segment_map_file, segment_t,
-                                  segment_unmap)
+from vhostrt.env.segment cimport (PAGE, SEGMENT_HUGE_FILE, leave_addresses, pages_available,
+                                  place_t, reserve_addresses, segment_make, segment_map_file,
+                                  segment_t, segment_unmap)
 from vhostrt.env.shared cimport config_map_pages, env_config_t, range_find
 from vhostrt.env.supply cimport pages_of_t, supply_file, supply_t
 
@@ -137,6 +137,9 @@ cdef class Pages:
         self.file.fd = -1
 
     def __dealloc__(self):
+        # What the heap has not been given goes, with its file unless that is to stay.
+        if self.file.fd >= 0 and self.file.kind == SEGMENT_HUGE_FILE and not self.nameless:
+            unlink(self.name)
         segment_unmap(&self.file)
         free(self.list)
 
@@ -238,6 +241,8 @@ cdef class Pages:
         cdef uint32_t i
         cdef int rc = 0
         what = f"{size // MIB} MiB of huge pages of {size_text(page_size)}"
+        if self.count == 0:
+            return 0
         if self.count > PAGES_MAX - first:
             ok(-ENOSPC, f"{what}: at most {PAGES_MAX} pages can be kept; take larger ones")
         if c.head.range_size:
@@ -293,8 +298,7 @@ cdef class Pages:
         region.populated = segment.size
         region.first_page = first + i
         if not self.nameless:
-            name = os.fsencode(self.path)
-            strncpy(region.file, name, REGION_FILE - 1)
+            strcpy(region.file, self.name)
         return 0
 
 
@@ -318,8 +322,9 @@ cdef Pages new_pages(supply_t *supply, const pages_of_t *pages, uint32_t count):
         rc = supply_file(supply, pages, file)
         if rc == 0:
             rc = segment_make(&made.file, count * pages.size, &place)
-    made.path = (<bytes>file).decode("utf-8", "surrogateescape")
-    ok(rc, f"{count} huge pages of {size_text(pages.size)} in {made.path or 'memory'}")
+    path = (<bytes>file).decode("utf-8", "surrogateescape")
+    ok(rc, f"{count} huge pages of {size_text(pages.size)} in {path or 'memory'}")
+    strcpy(made.name, file)
     made.nameless = supply.unlink
     made.take(count)
     return made
@@ -351,7 +356,7 @@ cdef Pages reserved_pages(str path, size_t size, int node, bint shared):
     ok(rc, what)
     if shared:
         flock(made.file.fd, LOCK_SH)
-    made.path = path
+    strcpy(made.name, c_name)
     made.take(made.file.size // made.file.page_size)
     had = made.count * made.file.page_size
     if had < made.file.size:
