@@ -3,6 +3,8 @@ import errno
 import fcntl
 import os
 import stat
+import threading
+import time
 
 import pytest
 
@@ -42,9 +44,10 @@ def test_the_primary_process_has_a_record_of_its_own(places):
     assert stat.S_IMODE(os.stat(mine.path).st_mode) == 0o600
     assert os.listdir(places / "one" / "test") == ["config"]
     assert not os.get_inheritable(mine.fd)
+    (places / "one" / "test" / "mine").touch()
     mine.release()
     mine.release()
-    assert os.listdir(places / "one" / "test") == []
+    assert os.listdir(places / "one" / "test") == ["mine"]
 
 
 def test_who_comes_second(places):
@@ -114,6 +117,21 @@ def test_no_place_at_all(places):
         claim()
     assert refused.value.errno == errno.ENOTDIR
     assert "one/test: Not a directory; " in str(refused.value)
+
+
+def test_a_directory_that_was_taken_away_meanwhile(places):
+    first = claim()
+    waits = threading.Thread(target=lambda: found.append(claim("auto")))
+    found = []
+    fcntl.flock(first.folder, fcntl.LOCK_EX)
+    waits.start()
+    # It has the directory open and waits for its lock, or is about to; either has to do.
+    time.sleep(0.05)
+    first.release()
+    waits.join()
+    assert found[0].primary and os.path.exists(found[0].path)
+    found[0].release()
+    assert os.listdir(places / "one") == []
 
 
 def test_no_descriptor_is_left(places):

@@ -38,8 +38,7 @@ def left_of(prefix):
     with_record = directory_of(prefix)
     if os.path.isdir(with_record):
         found += [os.path.join(with_record, name) for name in os.listdir(with_record)]
-        if not os.listdir(with_record):
-            os.rmdir(with_record)
+        assert found, "an empty directory is left"
     return sorted(found)
 
 
@@ -353,6 +352,7 @@ def test_a_primary_process_that_ends_before_it_is_ready(prefix):
         fcntl.flock(file, fcntl.LOCK_UN)
         assert "there is no primary process" in second.answer()
         os.unlink(file.name)
+        os.rmdir(folder)
 
 
 def test_a_private_environment_has_nothing_to_attach_to():

@@ -62,6 +62,16 @@ def open_meeting(prefix: str, make: bool) -> tuple[int, str]:
                         + "; ".join(text for _, text in refusals))
 
 
+def enter_meeting(prefix: str, make: bool) -> tuple[int, str]:
+    """As open_meeting, with the lock of the directory taken. Fails: OSError."""
+    while True:
+        folder, path = open_meeting(prefix, make)
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if os.fstat(folder).st_nlink:
+            return folder, path
+        os.close(folder)                # who was here before us has taken it away
+
+
 def check_prefix(prefix: str) -> None:
     """Raise ValueError for a prefix that cannot be the name of a directory and of files."""
     if not prefix or prefix in (".", "..") or len(prefix) > PREFIX_MAX:
@@ -122,6 +132,19 @@ class Claim:
             os.close(self.dead)
             self.dead = -1
 
+    def remove_record(self) -> None:
+        """Remove the record unless it is another's by now, and the directory with it."""
+        there = self.open_record()
+        if there < 0:
+            return
+        if os.path.sameopenfile(there, self.fd):
+            os.unlink(RECORD, dir_fd=self.folder)
+            try:
+                os.rmdir(os.path.dirname(self.path))
+            except OSError:
+                pass                    # something else is in it
+        os.close(there)
+
     def release(self) -> None:
         """Give the place up; a primary process takes its record away.  In a forked child: nothing.
         """
@@ -130,11 +153,7 @@ class Claim:
         self.forget_dead()
         fcntl.flock(self.folder, fcntl.LOCK_EX)
         if self.primary and self.fd >= 0:
-            there = self.open_record()
-            if there >= 0:
-                if os.path.sameopenfile(there, self.fd):
-                    os.unlink(RECORD, dir_fd=self.folder)
-                os.close(there)
+            self.remove_record()
         if self.fd >= 0:
             os.close(self.fd)
         os.close(self.folder)
@@ -161,14 +180,13 @@ def claim(prefix: str, proc_type: str, pid_of) -> Claim:
     check_prefix(prefix)
     folder, path = -1, ""
     try:
-        folder, path = open_meeting(prefix, proc_type != "secondary")
+        folder, path = enter_meeting(prefix, proc_type != "secondary")
     except OSError as error:
         if proc_type == "secondary" and error.errno == errno.ENOENT:
             raise nobody(prefix) from None
         raise
     mine = Claim(prefix, folder, os.path.join(path, RECORD))
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
         there = mine.open_record()
         if there >= 0 and held(there):
             mine.fd = there
