@@ -21,33 +21,51 @@ POLL_S = 0.05
 COMMAND_LINE = "console=ttyS0 quiet loglevel=5 panic=-1 no_timer_check random.trust_cpu=on"
 
 
+def memory_words(memory: int, nodes: int, vcpus: int) -> list[str]:
+    """Return QEMU's words for so many MiB, in equal parts on NUMA nodes, each with its vCPUs."""
+    backend = f"memory-backend-memfd,size={memory // nodes}M,share=on"
+    if nodes == 1:
+        return ["-machine", "q35,memory-backend=memory", "-m", f"{memory}M",
+                "-object", f"{backend},id=memory"]
+    words = ["-machine", "q35", "-m", f"{memory}M"]
+    for node in range(nodes):
+        cpus = f"{node * vcpus // nodes}-{(node + 1) * vcpus // nodes - 1}"
+        words += ["-object", f"{backend},id=memory{node}",
+                  "-numa", f"node,nodeid={node},memdev=memory{node},cpus={cpus}"]
+    return words
+
+
 class Guest:
     """One boot of a guest: it runs the named steps in order and powers off.
 
     disks are the paths of vhost-user-blk sockets (vda, vdb...); steps map names to shell scripts
     (see initramfs.py); files map paths in the guest to contents; folder is an empty one for what
-    QEMU reads and writes; memory is in MiB. VHOSTRT_GUEST_ACCEL chooses another accelerator than
-    tcg, the one that works everywhere.
+    QEMU reads and writes; memory is in MiB; modules are kernel modules to load besides the usual
+    ones; devices are more words for QEMU, append for the kernel's command line; nodes are NUMA
+    nodes that share memory and vCPUs. VHOSTRT_GUEST_ACCEL
+    chooses another accelerator than tcg, the one that works everywhere.
     """
 
     def __init__(self, kernel: Kernel, folder: Path, *, steps: Mapping[str, str],
                  disks: Sequence[Path] = (), files: Mapping[str, bytes] | None = None,
-                 vcpus: int = 2, queues: int = 2, memory: int = 256):
+                 vcpus: int = 2, queues: int = 2, memory: int = 256,
+                 modules: Sequence[str] = (), devices: Sequence[str] = (), append: str = "",
+                 nodes: int = 1):
         self.steps = list(steps)
         self.console = folder / "console"
         self.report = folder / "report"
         self.errors = folder / "qemu.err"
         self.qemu: subprocess.Popen[bytes] | None = None
         image = folder / "initramfs"
-        image.write_bytes(initramfs.build(kernel, steps, files or {}))
+        image.write_bytes(initramfs.build(kernel, steps, files or {}, modules))
         self.command = [
             need("qemu-system-x86_64", "qemu-system-x86"),
             "-accel", os.environ.get("VHOSTRT_GUEST_ACCEL", "tcg"), "-cpu", "max",
-            "-machine", "q35,memory-backend=memory", "-smp", str(vcpus), "-m", f"{memory}M",
-            "-object", f"memory-backend-memfd,id=memory,size={memory}M,share=on",
+            *memory_words(memory, nodes, vcpus), "-smp", str(vcpus),
             "-nodefaults", "-no-user-config", "-nographic", "-no-reboot",
             "-serial", f"file:{self.console}", "-serial", f"file:{self.report}",
-            "-kernel", str(kernel.image), "-initrd", str(image), "-append", COMMAND_LINE,
+            "-kernel", str(kernel.image), "-initrd", str(image),
+            "-append", f"{COMMAND_LINE} {append}", *devices,
         ]
         for i, disk in enumerate(disks):
             self.command += ["-chardev", f"socket,id=disk{i},path={disk}", "-device",

@@ -6,7 +6,7 @@ the name and exit status of a step, VALUE with a key and the rest of the line (t
 """
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.e2e.kernel import Kernel
@@ -87,11 +87,12 @@ def padded(data: bytes) -> bytes:
     return data + bytes(-len(data) % 4)
 
 
-def build(kernel: Kernel, steps: Mapping[str, str], files: Mapping[str, bytes]) -> bytes:
+def build(kernel: Kernel, steps: Mapping[str, str], files: Mapping[str, bytes],
+          modules: Sequence[str] = ()) -> bytes:
     """Return an initramfs whose /init runs the steps in order, up to the first that fails.
 
     steps maps a name to the text of a shell script, run under 'sh -eu'; files maps a path in the
-    guest to contents.
+    guest to contents; modules are loaded besides MODULES.
     """
     archive = Archive()
     for folder in ("/dev", "/proc", "/sys", "/mnt", "/tmp", "/steps"):
@@ -101,14 +102,15 @@ def build(kernel: Kernel, steps: Mapping[str, str], files: Mapping[str, bytes]) 
     archive.file("/tools/value", VALUE.encode())
     for program in ("mke2fs", "e2fsck"):
         add_program(archive, f"/tools/{program}", need(program, "e2fsprogs"))
-    order = kernel.load_order(MODULES)
+    order = kernel.load_order([*MODULES, *modules])
     for name in order:
         archive.file(f"/modules/{name}", kernel.read(name))
     archive.file("/modules/order", "\n".join(order).encode())
     for number, (name, script) in enumerate(steps.items()):
         archive.file(f"/steps/{number:03}.{name}", script.encode())
     for path, data in files.items():
-        archive.file(path, data)
+        if path not in archive.names:                           # a library of the programs, say
+            archive.file(path, data)
     return archive.pack()
 
 

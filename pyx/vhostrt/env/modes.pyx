@@ -430,7 +430,8 @@ cdef class Start:
                     "when needed")
         if limit is not None and self.promise_huge(limit):
             return f"Memory: {self.total_text()}, reserved"
-        self.supply.anywhere = limit is not None or options.no_huge
+        self.supply.anywhere = ((limit is not None or options.no_huge)
+                                and not options.enforce_numa)
         if limit is not None:
             self.promise_ordinary(limit)
         reason = f"{free // MIB} MiB of huge pages are free"

@@ -16,6 +16,8 @@ cdef enum:
     GROWTH = 2 << 20            # segments of ordinary pages are multiples of it
     GROWTH_MAX = 64 << 20       # what an untouched segment of ordinary pages may be ahead
     HEADROOM = 128              # a header, and the smallest space that alignment leaves in front
+    SPARED = 8                  # the part of a node's free memory that is left to it
+    NODE_SPARED = 32 << 20      # and below it, all
     FILES_MAX = 1 << 20         # names tried before giving up
 
 
@@ -103,10 +105,14 @@ cdef int supply_segment(supply_t *supply, env_config_t *c, pages_of_t *pages, si
 
 
 cdef uint64_t node_free(int node) noexcept nogil:
-    """Return the free bytes of ordinary memory of a node; UINT64_MAX when that is not known."""
+    """Return the bytes of ordinary memory that a node can give; UINT64_MAX: that is not known.
+
+    Not all that is free: where the last of it goes, the kernel ends processes.
+    """
     cdef char path[64]
     cdef char text[512]
     cdef const char *found
+    cdef uint64_t there
     cdef ssize_t n
     cdef int fd
     snprintf(path, sizeof(path), b"/sys/devices/system/node/node%d/meminfo", node)
@@ -117,7 +123,10 @@ cdef uint64_t node_free(int node) noexcept nogil:
     close(fd)
     text[max(n, 0)] = 0
     found = strstr(text, b"MemFree:")
-    return UINT64_MAX if found is NULL else strtoull(found + 8, NULL, 10) * 1024
+    if found is NULL:
+        return UINT64_MAX
+    there = strtoull(found + 8, NULL, 10) * 1024
+    return there - there // SPARED if there > NODE_SPARED else 0
 
 
 cdef bint supply_has(supply_t *supply, int node) noexcept nogil:
