@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tests.env.conftest import PAGES
-from tests.lib.hugepages import can_limit, limited, of_size
+from tests.lib.hugepages import available, can_limit, limited, of_size
 from vhostrt.env import memory
 from vhostrt.env.options import EnvOptions
 from vhostrt.env.pages import physical_addresses
@@ -50,39 +50,50 @@ def no_pages_said():
     return error
 
 
+def take_everything():
+    """Start with all free pages; the bytes that were free, and the sentence."""
+    for _ in range(5):                  # others of this machine may take and give some meanwhile
+        free = available()
+        sentence = memory.init(EnvOptions(legacy_mem=True))
+        if memory.stats()["total"] == free:
+            break
+        memory.fini()
+    return free, sentence
+
+
 def test_every_free_page_is_taken_and_sorted(pages):
     if not pages:
         no_pages_said()
         return
-    free = of_size(HUGE).available
-    sentence = memory.init(EnvOptions(legacy_mem=True))
-    segments = memory.segments()
-    assert memory.stats()["total"] == memory.stats()["limit"] == free * HUGE
-    assert memory.stats()["populated"] == free * HUGE
-    assert of_size(HUGE).available == 0
+    free, sentence = take_everything()
+    assert memory.stats()["total"] == memory.stats()["limit"] == free
+    assert memory.stats()["populated"] == free
+    segments = [s for s in memory.segments() if s["page_size"] == HUGE]
     check_against_the_kernel(segments)
     if physical_addresses():
         # By address, and in memory without a gap.
         assert [s["iova"] for s in segments] == sorted(s["iova"] for s in segments)
-        said = f"{len(segments)} contiguous segment{'s' * (len(segments) != 1)}"
-        assert sentence == f"Memory: {free * 2} MiB of huge pages of 2 MiB, {said}"
+        said = len(memory.segments())
+        assert sentence.endswith(f", {said} contiguous segment{'s' * (said != 1)}")
+    assert f" {len(pages_of(segments)) * 2} MiB of huge pages of 2 MiB" in sentence
     ends = [s["address"] + s["size"] for s in segments]
     assert ends[:-1] == [s["address"] for s in segments[1:]]
     memory.fini()
-    assert of_size(HUGE).available == free
+    assert available() >= PAGES * HUGE
 
 
 def test_the_surplus_is_given_back(pages):
     if not pages:
         no_pages_said()
         return
-    free = of_size(HUGE).available
+    free = available()
     memory.init(EnvOptions(legacy_mem=True))
-    lowest = [physical(at) for at in pages_of(memory.segments())][:5]
+    lowest = [physical(at) for at in
+              pages_of(s for s in memory.segments() if s["page_size"] == HUGE)][:5]
     memory.fini()
     memory.init(EnvOptions(legacy_mem=True, mem_size=9 * MIB))
     assert memory.stats()["total"] == 10 * MIB
-    assert of_size(HUGE).available == free - 5
+    assert available() > free // 2, "all of them are still taken"
     kept = [physical(at) for at in pages_of(memory.segments())]
     assert kept == lowest or not physical_addresses()
     check_against_the_kernel(memory.segments())
@@ -92,7 +103,7 @@ def test_blocks_may_lie_over_pieces_and_are_in_one_where_that_can_be(pages):
     if not pages:
         no_pages_said()
         return
-    memory.init(EnvOptions(legacy_mem=True))
+    memory.init(EnvOptions(legacy_mem=True, mem_size=PAGES * HUGE))
     whole = memory.zalloc(2 * MIB - 64)
     if physical_addresses():
         assert whole.iova == physical(whole.address) + whole.address % 4096
@@ -109,7 +120,7 @@ def test_pages_are_zero_whoever_had_them(pages):
         no_pages_said()
         return
     for _ in range(2):
-        memory.init(EnvOptions(legacy_mem=True))
+        memory.init(EnvOptions(legacy_mem=True, mem_size=PAGES * HUGE))
         block = memory.zalloc(20 * HUGE)
         assert not block.array().any()
         block.array()[:] = 0xEE

@@ -32,6 +32,11 @@ def of_size(size):
     return next((page for page in hugepages.scan() if page.size == size), None)
 
 
+def available():
+    """Return the bytes of free huge pages of all sizes."""
+    return sum(page.size * page.available for page in hugepages.scan())
+
+
 def set_total(size, total):
     """Have so many pages in all; return how many there are. OSError without the right."""
     there = hugepages.set_reserved(size, total)
@@ -108,18 +113,19 @@ def mounted(path, size=2 * MIB):
 
 @contextlib.contextmanager
 def limited(pages, size=2 * MIB):
-    """A control group of at most so many huge pages; yields its cgroup.procs.
+    """A control group of at most so many huge pages, all of one size; yields its cgroup.procs.
 
     A process that has joined it has to leave it, or end, before it goes.
     """
-    name = f"hugetlb.{size // MIB}MB.max" if size < GIB else f"hugetlb.{size // GIB}GB.max"
     top = next(top for top in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified") if has_hugetlb(top))
     control, group = f"{top}/cgroup.subtree_control", f"{top}/vhostrt-test-{os.getpid()}"
     had = read(control).split()
     write(control, "+hugetlb")
     os.mkdir(group)
     try:
-        write(f"{group}/{name}", str(pages * size))
+        for page in hugepages.scan():
+            name = hugepages.size_text(page.size).replace(" MiB", "MB").replace(" GiB", "GB")
+            write(f"{group}/hugetlb.{name}.max", str(pages * size if page.size == size else 0))
         yield f"{group}/cgroup.procs"
     finally:
         os.rmdir(group)
