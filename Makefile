@@ -16,7 +16,7 @@ RUN_DIR ?= $(or $(XDG_RUNTIME_DIR),/tmp)/vhostrt-$(shell id -u)
 BIN := $(VENV)/bin
 BUILD = $(BIN)/python setup.py -q build_ext --inplace
 STAMPS := $(VENV)/stamps
-SANITIZED := pyx vhostrt tests bench setup.py pyproject.toml README.md LICENSE
+SANITIZED := pyx vhostrt tests bench docs setup.py pyproject.toml README.md LICENSE
 PYTEST := $(abspath $(BIN))/python -m pytest
 
 .PHONY: help run build build-tests test check check-release check-tsan check-asan bench lint clean \
