@@ -1,6 +1,7 @@
 """vhostrt.env.populate: what it says was had is in memory, however many threads did it."""
 import errno
 import os
+import time
 
 import pytest
 from libc.stdint cimport uint32_t
@@ -10,6 +11,7 @@ from vhostrt.env.segment cimport PAGE, segment_map, segment_t, segment_unmap
 
 cdef extern from "<sys/mman.h>" nogil:
     int mincore(void *at, size_t size, unsigned char *present)
+    int munmap(void *at, size_t size)
 
 cdef enum:
     MIB = 1 << 20
@@ -46,6 +48,17 @@ def test_what_can_be_had_where_there_is_not_enough(threads, there):
     segment_unmap(&s)
 
 
+@pytest.mark.parametrize("threads", [1, 4])
+def test_what_is_there_from_the_start_ends_at_the_first_gap(threads):
+    cdef segment_t s
+    cdef populated_t done
+    assert segment_map(&s, 64 * MIB, -1, False) == 0
+    assert munmap(s.base + 21 * MIB, PAGE) == 0
+    assert populate_with(threads, s.base, s.size, PAGE, s.fd, 0, &done) == -errno.ENOMEM
+    assert done.reached == <size_t>21 * MIB and <size_t>21 * MIB <= done.had < <size_t>64 * MIB
+    segment_unmap(&s)
+
+
 def test_as_many_threads_as_cpus_and_none_is_left():
     cdef segment_t s
     cdef populated_t done
@@ -53,5 +66,9 @@ def test_as_many_threads_as_cpus_and_none_is_left():
     assert segment_map(&s, 100 * MIB, -1, False) == 0
     assert populate(s.base, s.size, PAGE, s.fd, 0, &done) == 0
     assert done.had == s.size
-    assert len(os.listdir("/proc/self/task")) == before
+    # The kernel takes a moment to forget a thread that has been joined.
+    deadline = time.monotonic() + 10
+    while len(os.listdir("/proc/self/task")) > before:
+        assert time.monotonic() < deadline, "a helper is left"
+        time.sleep(0.001)
     segment_unmap(&s)

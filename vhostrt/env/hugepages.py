@@ -182,13 +182,19 @@ def set_reserved(size: int, count: int, node: int | None = None, roots: Roots = 
                                     f"{there}")
     if node is not None and node not in nodes(roots):
         raise OSError(errno.ENODEV, f"there is no NUMA node {node}")
+    had = -1
     try:
-        with open(path, "w", encoding="ascii") as file:
-            file.write(str(count))
+        while True:
+            with open(path, "w", encoding="ascii") as file:
+                file.write(str(count))
+            there = read_count(path)
+            # The kernel has made room meanwhile; as long as that helps, ask again.
+            if there == count or had >= 0 and abs(count - there) >= abs(count - had):
+                return there
+            had = there
     except OSError as error:
         raise failure(error, f"the number of huge pages of {size_text(size)}{where} cannot be "
                              "set") from None
-    return read_count(path)
 
 
 def lock_directory(path: str) -> int:
