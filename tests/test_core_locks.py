@@ -272,7 +272,8 @@ def test_the_program_claims_the_cores_that_it_was_given(place):
     assert not REAL.exists()
 
 
-@pytest.mark.parametrize("words", [["--lcores", f"5@{CPU}"], ["-m", f"{1 << CPU:#x}"]])
+@pytest.mark.parametrize("words", [["--lcores", f"5@{CPU}"], ["-m", f"{1 << CPU:#x}"],
+                                   ["--env-context", f"-l {CPU}"]])
 def test_every_way_to_name_a_core_claims_it(place, words):
     with place.start(*words) as run:
         assert locked_by() == run.pid

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from vhostrt import cores
+from vhostrt.environment import cores_asked
 from vhostrt.options import parse_args
 
 ROOT = Path(__file__).parent.parent
@@ -35,6 +36,7 @@ def test_as_asked():
 @pytest.mark.parametrize("words, isolated, idle", [
     ([], "0-3", "yield"), (["-m", "0x3"], "", "yield"), (["-m", "0x3"], "1", "yield"),
     (["-m", "0x3"], "0-3", "spin"), (["--lcores", "9@1"], "1", "spin"),
+    (["--env-context", "-l 0"], "0-3", "spin"), (["--env-context", "-r 2"], "0-3", "yield"),
     (["-m", "0x3", "--idle", "sleep"], "0-3", "sleep"), (["--idle", "spin"], "", "spin"),
 ])
 def test_idle_policy(words, isolated, idle, tmp_path, monkeypatch):
@@ -42,11 +44,4 @@ def test_idle_policy(words, isolated, idle, tmp_path, monkeypatch):
     monkeypatch.setattr(cores, "CPUS", str(tmp_path))
     options = parse_args(words)
     chosen = dict(options.lcore_map or [(n, (n,)) for n in options.cores or (0,)])
-    assert cores.choose_idle(options, chosen) == idle
-
-
-def test_cores_of_the_environments_own_words_are_asked_for(tmp_path, monkeypatch):
-    (tmp_path / "isolated").write_text("0-9\n")
-    monkeypatch.setattr(cores, "CPUS", str(tmp_path))
-    assert cores.choose_idle(parse_args([]), {8: (8,), 9: (9,)}) == "spin"
-    assert cores.choose_idle(parse_args([]), {FIRST: (FIRST,)}) == "yield"
+    assert cores.choose_idle(options, chosen, cores_asked(options)) == idle

@@ -17,7 +17,7 @@ import stat
 import struct
 
 from vhostrt import log
-from vhostrt.cores import compact
+from vhostrt.env.arguments import compact
 
 FOLDER = "/var/tmp"
 PID = struct.Struct("=i")

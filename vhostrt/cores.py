@@ -30,12 +30,10 @@ def choose_lcores(options: Options) -> dict[int, tuple[int, ...]]:
     return {n: (n,) for n in options.cores or (min(os.sched_getaffinity(0)),)}
 
 
-def choose_idle(options: Options, lcores: dict[int, tuple[int, ...]]) -> str:
+def choose_idle(options: Options, lcores: dict[int, tuple[int, ...]], asked: bool) -> str:
     """Return the idle policy: as asked; else spin on isolated cores that were asked for, or yield.
     """
     if options.idle is not None:
         return options.idle
-    asked = (options.cores is not None or options.lcore_map is not None
-             or lcores != choose_lcores(options))               # --env-context did
     cpus = {n for cpus in lcores.values() for n in cpus}
     return "spin" if asked and cpus <= listed("isolated") else "yield"

@@ -54,6 +54,14 @@ def with_words(options: Options, under: EnvOptions, together: bool = True) -> En
         raise ValueError(f"option --env-context: {error}") from None
 
 
+def cores_asked(options: Options) -> bool:
+    """True when somebody has said which cores to run on, be it in --env-context."""
+    if options.cores is not None or options.lcore_map is not None:
+        return True
+    return bool(options.env_context) and \
+        with_words(options, EnvOptions(), together=False).lcores is not None
+
+
 def check(options: Options) -> None:
     """Refuse what the environment could not be; what a configuration file may yet change later.
 

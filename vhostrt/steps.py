@@ -14,7 +14,7 @@ from vhostrt.config.load import load
 from vhostrt.cores import choose_idle
 from vhostrt.disks import BLOCK_SIZE, Disk, qemu_words
 from vhostrt.env.options import EnvOptions
-from vhostrt.environment import options_of, without_effect
+from vhostrt.environment import cores_asked, options_of, without_effect
 from vhostrt.options import SLEEP_US
 from vhostrt.process import StartError
 from vhostrt.start_lines import print_start_lines
@@ -35,7 +35,7 @@ class Configuration(Step):
             raise StartError(str(error)) from error
         app.lcores = {lcore: cpus for lcore, cpus in app.environment.lcores.items()
                       if lcore not in app.environment.service_lcores}
-        app.idle = choose_idle(app.options, app.lcores)
+        app.idle = choose_idle(app.options, app.environment.lcores, cores_asked(app.options))
         for sentence in without_effect(app.options, app.environment):
             log.warning(sentence)
         print_start_lines(app.environment)
@@ -50,10 +50,11 @@ class CoreClaims(Step):
     async def start(self, app: App) -> None:
         from vhostrt.core_locks import Claimed, CoreLocks
         options = app.options
-        app.core_locks = CoreLocks(frozenset(n for cpus in app.lcores.values() for n in cpus))
+        lcores = app.environment.lcores
+        app.core_locks = CoreLocks(frozenset(n for cpus in lcores.values() for n in cpus))
         if not options.core_locks:
             log.notice("CPU core locks deactivated.")
-        elif options.cores is not None or options.lcore_map is not None:
+        elif cores_asked(options):
             try:
                 if refusal := app.core_locks.claim():
                     log.warning(refusal)

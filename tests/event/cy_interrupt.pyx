@@ -297,4 +297,6 @@ def test_stress_no_kick_is_lost(idle):
         with nogil:
             pthread_join(thread, NULL)
         wait_for(lambda: source.done == s.kicks)
-        assert reactor.stats(0)["sleeps"] > s.kicks // 100, "it hardly slept"
+        # How often it sleeps is a matter of load: where it is late, the next kick is there already.
+        # The kicker ends with nothing to do, so it has slept at the end in any case.
+        wait_for(asleep)
