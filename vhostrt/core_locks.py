@@ -17,7 +17,7 @@ import stat
 import struct
 
 from vhostrt import log
-from vhostrt.env.arguments import compact
+from vhostrt.env.cpus import cpu_list
 
 FOLDER = "/var/tmp"
 PID = struct.Struct("=i")
@@ -66,7 +66,7 @@ class CoreLocks:
         if not refusals:
             return ""
         first, refusal = next(iter(refusals.items()))
-        return (f"core {compact(tuple(refusals))} is not claimed against other programs, as "
+        return (f"core {cpu_list(refusals)} is not claimed against other programs, as "
                 f"{self.path(first)} cannot be locked: {refusal.strerror}")
 
     def release(self) -> None:
