@@ -46,7 +46,7 @@ def test_bad_words_are_refused_with_a_sentence(words, part):
 def test_help_loads_nothing_heavy():
     code = ("import sys, vhostrt.__main__ as m; m.main(['--help']);"
             "print(sorted({'asyncio', 'argparse', 'numpy', 'ssl', 'json', 'logging', 'msgspec',"
-            "'tempfile', 'subprocess', 'vhostrt.app'} & set(sys.modules)))")
+            "'tempfile', 'subprocess', 'vhostrt.life'} & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, capture_output=True,
                           text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

@@ -114,7 +114,7 @@ def test_help_and_version_end_the_reading():
 
 def test_the_defaults_name_every_field_of_the_table():
     fields = {option.field for option in TABLE}
-    assert fields | {"no_effect"} == set(Options.__dataclass_fields__)
+    assert fields | {"name", "no_effect"} == set(Options.__dataclass_fields__)
 
 
 def test_private_runs():

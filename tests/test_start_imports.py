@@ -46,7 +46,7 @@ def test_a_start_imports_what_it_needs(place):
         run.rpc("framework_get_reactors")
         run.rpc("vhost_get_controllers")
         names = imported(run.said())
-        assert {"asyncio", "vhostrt.app", "vhostrt.event.reactor", "vhostrt.vhost.blk"} <= names
+        assert {"asyncio", "vhostrt.life", "vhostrt.event.reactor", "vhostrt.vhost.blk"} <= names
         assert (names & NOT_LOADED) - of_interpreter(place) == set()
         run.stop()
     # Nothing on the way to the end either: the disk is served until then.
@@ -56,5 +56,5 @@ def test_a_start_imports_what_it_needs(place):
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["-Z"]])
 def test_words_alone_import_less(place, words):
     names = imported(place.run(*words).stderr)
-    heavy = NOT_LOADED | {"asyncio", "msgspec", "json", "logging", "socket", "vhostrt.app"}
+    heavy = NOT_LOADED | {"asyncio", "msgspec", "json", "logging", "socket", "vhostrt.life"}
     assert "vhostrt.options" in names and (names & heavy) - of_interpreter(place) == set()

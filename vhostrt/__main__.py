@@ -51,6 +51,7 @@ def run(options: Options) -> int:
     signals = StopSignals()
     signals.install()
     log.set_up(options.print_level, options.log_flags)
+    log.open_system("vhostrt")
     if not options.limit_coredump:
         process.raise_core_limit()
     for sentence in options.no_effect:
@@ -66,8 +67,8 @@ def run(options: Options) -> int:
             print(f"vhostrt: {error}", file=sys.stderr)
             return 1
         lean.import_asyncio()
-        from vhostrt import app
-        return app.run(options, signals) & 0xff
+        from vhostrt import life
+        return life.run(options, signals) & 0xff
 
 
 if __name__ == "__main__":

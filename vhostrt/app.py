@@ -1,180 +1,239 @@
-"""The life of the program: environment, reactors, RPC, subsystems, disks, run, and all of it back.
+"""Applications on reactors: their start, their stop, and what Python asks of a reactor.
 
-Each part is a step with a start and a stop. Whatever ends the run, a signal, an RPC or an error
-half-way through the start, the steps that were begun are stopped in reverse.
+    from vhostrt import app
 
-Owner:   the App owns its steps and the subsystems; it lives on the control thread.
-Threads: the control thread, in its asyncio loop.
-Fails:   run() returns the exit status and has logged why it is not 0.
+    def begin(running):
+        print("reactors on the cores", *running.lcores)
+        app.stop()
+
+    status = app.start(app.AppOpts(name="hello", cores="[0-1]"), begin)
+    app.fini()
+
+start() makes an environment, a reactor on each core, the RPC server where one is asked for and the
+subsystems, calls the start callback when everything runs, and returns when somebody has called
+stop(), with everything stopped again. What is in the environment's memory stays until fini(); then
+an application can be started again. docs/application.md has one in C and Python.
+
+Owner:   the process; there is one application at a time, from start() to fini().
+Threads: start() makes its thread the control thread; all else belongs to that one, in its asyncio
+         loop, except stop() and call_soon(), which any thread may call.
+Fails:   ValueError, TypeError, OSError or RuntimeError with one sentence.
 """
 import asyncio
-import signal
-from collections.abc import Callable, Sequence
+import os
+import sys
+import threading
+from collections.abc import Callable
+from inspect import iscoroutinefunction
 from typing import Any
 
 from vhostrt import log
-from vhostrt.config import ConfigError
-from vhostrt.config.json_config import Call
-from vhostrt.env.options import EnvOptions
-from vhostrt.options import Options
-from vhostrt.process import StartError
+from vhostrt.app_opts import AppOpts
+from vhostrt.life import App
+from vhostrt.pollers import Poller
 from vhostrt.stop_signals import StopSignals
-from vhostrt.subsystem import Registry, SubsystemError
+from vhostrt.subsystem import Subsystem
 
-START_FAILED = 1
-SUBSYSTEM_FAILED = -1                   # exit status 255, as the original's
-
-
-class Step:
-    """One part of the start, and its way back."""
-
-    name = ""
-
-    async def start(self, app: "App") -> None:
-        """Start; raise StartError, ConfigError, SubsystemError or OSError when it cannot be."""
-
-    async def stop(self, app: "App") -> None:
-        """Undo start(), also one that failed or was cancelled half-way."""
+__all__ = ["App", "AppOpts", "Poller", "Subsystem", "call", "call_soon", "current", "fini",
+           "register_poller", "register_timer", "run", "send", "start", "stop"]
 
 
-class App:
-    """One run of the program.
+class Process:
+    """What there is once: the application of this process and its loop."""
 
-    options      what was asked for; the configuration file's [Global] is merged into it
-    subsystems   the Registry that framework_get_subsystems and save_config look at
-    calls        of the JSON configuration file
-    rpc          the Dispatcher of the RPC methods; None before its step
-    server       the RPC server; None before its step, and with --no-rpc-server
-    environment  what the environment is asked to be; None before the configuration is read
-    lcores       lcore -> its CPUs, ascending, of those with a reactor; empty until then
-    core_locks   the claims on the cores; None before their step
-    tracing      which trace points are on; None before its step
-    idle         what reactors do without work: spin, yield or sleep
-    init_asked   set by framework_start_init; looked at only with --wait-for-rpc
-    init_over    set when the subsystems run, or never will: init_error says which
+    def __init__(self) -> None:
+        self.app: App | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None      # while it runs
+        self.pid = 0
+
+
+process = Process()
+
+
+def start(opts: AppOpts | None = None, start_fn: Any = None, arg: Any = None) -> int:
+    """Run an application until stop(); return its exit status, 0 to 255. fini() follows.
+
+    start_fn: called with the running App when everything runs; may be a coroutine function. A C
+    function (as for call()) runs with arg on the main core's reactor; a result other than 0 is the
+    status to stop with.
+    Fails: what start_fn raises, when everything has been stopped. RuntimeError when there is an
+    application, or a running loop: await run() there.
     """
-
-    def __init__(self, options: Options, steps: Sequence[Step],
-                 started: Callable[["App"], None] | None = None) -> None:
-        """started(app) is called once everything runs, the RPC server included."""
-        self.options = options
-        self.steps = steps
-        self.started = started
-        self.subsystems = Registry()
-        self.calls: list[Call] = []
-        self.rpc: Any = None
-        self.server: Any = None
-        self.environment: EnvOptions | None = None
-        self.lcores: dict[int, tuple[int, ...]] = {}
-        self.core_locks: Any = None
-        self.tracing: Any = None
-        self.idle = ""
-        self.init_asked = asyncio.Event()
-        self.init_over = asyncio.Event()
-        self.init_error = ""
-        self.rc = 0
-        self.begun: list[Step] = []
-        self.stop_asked = asyncio.Event()
-
-    async def start_init(self) -> None:
-        """Let the subsystems start, and return when they run. Fails: SubsystemError."""
-        self.init_asked.set()
-        await self.init_over.wait()
-        if self.init_error:
-            raise SubsystemError(self.init_error)
-
-    def stop(self, rc: int = 0) -> None:
-        """Ask for the end of the run, with this exit status. The first status but 0 counts."""
-        if rc:
-            log.warning("spdk_app_stop'd on non-zero")
-        self.rc = self.rc or rc
-        if self.stop_asked.is_set():
-            log.notice("spdk_app_stop called twice")
-        self.stop_asked.set()
-
-    def stop_on_signal(self, number: int) -> None:
-        """Stop in order on the first signal; say about any other that this is happening."""
-        name = signal.Signals(number).name
-        if self.stop_asked.is_set():
-            log.notice(f"{name} is ignored, the program is stopping already")
-            return
-        log.notice(f"{name}: stopping")
-        self.stop()
-
-    async def start(self) -> None:
-        """Start the steps, in order."""
-        for step in self.steps:
-            self.begun.append(step)
-            log.debug("app", f"step {step.name} starts")
-            await step.start(self)
-        if self.started is not None:
-            self.started(self)
-
-    async def finish(self) -> None:
-        """Stop the steps that were begun, last first; an error does not keep the rest."""
-        while self.begun:
-            step = self.begun.pop()
-            log.debug("app", f"step {step.name} stops")
-            try:
-                await step.stop(self)
-            except Exception as error:
-                log.error(f"{step.name} did not stop in order: {str(error) or repr(error)}")
-                self.rc = self.rc or START_FAILED
-
-    async def start_unless_stopped(self) -> None:
-        """Start, and give up where it stands when the program is asked to stop."""
-        starting = asyncio.create_task(self.start())
-        stopping = asyncio.create_task(self.stop_asked.wait())
-        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if not starting.done():
-            starting.cancel()
-        try:
-            await starting
-        except asyncio.CancelledError:
-            log.notice("stopped before the start was complete")
-
-    async def live(self) -> int:
-        """Start, run until stop(), stop; return the exit status."""
-        try:
-            await self.start_unless_stopped()
-            await self.stop_asked.wait()
-        except ConfigError as error:
-            for line in error.lines:
-                log.error(line)
-            self.rc = self.rc or START_FAILED
-        except SubsystemError as error:
-            log.error(str(error))
-            self.rc = self.rc or SUBSYSTEM_FAILED
-        except (StartError, OSError, MemoryError) as error:
-            log.error(text_of(error))
-            self.rc = self.rc or START_FAILED
-        finally:
-            self.stop_asked.set()       # a signal from here on is told that this is the end
-            await self.finish()
-        return self.rc
-
-
-def text_of(error: BaseException) -> str:
-    """Return the sentence of an error, without an errno in front of it."""
-    if isinstance(error, OSError) and error.strerror:
-        named = f": {error.filename!a}" if error.filename is not None else ""
-        return error.strerror + named
-    return str(error) or type(error).__name__
-
-
-async def live(options: Options, steps: Sequence[Step], signals: StopSignals,
-               started: Callable[[App], None] | None = None) -> int:
-    """Make an App in the running loop, give it the signals, and let it live."""
-    app = App(options, steps, started)
-    signals.attach(asyncio.get_running_loop(), app.stop_on_signal)
     try:
-        return await app.live()
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(run(opts, start_fn, arg))
+    raise RuntimeError("a loop runs on this thread: await vhostrt.app.run() instead of start()")
+
+
+async def run(opts: AppOpts | None = None, start_fn: Any = None, arg: Any = None) -> int:
+    """As start(), in the running loop of the calling thread."""
+    from vhostrt.steps import all_steps
+    opts = AppOpts() if opts is None else opts
+    if (before := current()) is not None:
+        raise RuntimeError(f"the application {before.options.name} has not ended: "
+                           "vhostrt.app.fini() comes first")
+    app = App(opts, all_steps(), starter(start_fn, arg), opts.shutdown_cb, opts.subsystems)
+    signals = handled_signals(opts)
+    log.set_up(opts.print_level, opts.log_flags)
+    log.open_system(opts.name)
+    process.app, process.loop, process.pid = app, asyncio.get_running_loop(), os.getpid()
+    try:
+        signals.attach(process.loop, app.stop_on_signal)
+        return await app.live() & 0xff
     finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        process.loop = None
+        log.close_system()
         signals.detach()
+        signals.restore()
 
 
-def run(options: Options, signals: StopSignals) -> int:
-    """Run the program to its end; return the exit status, 0 to 255 or negative."""
-    from vhostrt.steps import all_steps, open_to_clients
-    return asyncio.run(live(options, all_steps(), signals, open_to_clients))
+def handled_signals(opts: AppOpts) -> StopSignals:
+    """Take the stopping signals over, where that is asked for."""
+    signals = StopSignals()
+    if opts.signal_handlers:
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("signals are handled by the main thread alone: start the "
+                               "application there, or with signal_handlers=False")
+        signals.install()
+    return signals
+
+
+def starter(start_fn: Any, arg: Any) -> Callable[[App], Any]:
+    """Return the start callback of an App that answers clients from then on."""
+    from vhostrt.steps import open_to_clients
+
+    in_python = callable(start_fn) and not is_c(start_fn)
+    if not in_python:
+        from vhostrt.event import call as calls
+        calls.check(start_fn)
+
+    def started(running: App) -> Any:
+        open_to_clients(running)
+        if in_python:
+            return start_fn(running)
+        return None if start_fn is None else start_c(running, start_fn, arg)
+    return started
+
+
+def is_c(function: Any) -> bool:
+    """Return whether a callable is a ctypes function."""
+    ctypes = sys.modules.get("ctypes")
+    return ctypes is not None and isinstance(function, ctypes._CFuncPtr)
+
+
+async def start_c(running: App, start_fn: Any, arg: Any) -> None:
+    from vhostrt.env import lcore
+    if rc := await call(lcore.main(), start_fn, arg):       # type: ignore[arg-type]
+        running.stop(rc)
+
+
+def stop(rc: int = 0) -> None:
+    """Ask for the end of the application, with this status; the first but 0 counts. Any thread.
+
+    Nothing happens when none runs. C code has vhostrt.event.app.app_stop.
+    """
+    app, loop = process.app, process.loop
+    if app is None or loop is None:
+        return
+    try:
+        loop.call_soon_threadsafe(app.stop, rc)
+    except RuntimeError:
+        pass                            # the loop has just been closed
+
+
+def fini() -> None:
+    """Give back what start() has left, memory and lcores; nothing when that is done.
+
+    Fails: OSError that names what is in use; RuntimeError while the application runs.
+    """
+    app = current()
+    if app is None:
+        return
+    if process.loop is not None:
+        raise RuntimeError(f"the application {app.options.name} runs: vhostrt.app.stop() first")
+    app.fini()
+    process.app = None
+
+
+def current() -> App | None:
+    """Return the application there is, from start() to fini(); None in a forked child."""
+    return process.app if process.pid == os.getpid() else None
+
+
+# What Python asks of a reactor
+
+def call(core: int, fn: Any = None, arg: Any = None) -> "asyncio.Future[int | None]":
+    """Run a C function on the reactor of a core; await the result.
+
+    fn   int (*)(void *) or with void or another integer for a result: the capsule in which Cython
+         exports it, a ctypes function, or an address (int: the function returns int). It must not
+         use Python. None: nothing, to wait until what was sent to that reactor before has run.
+    arg  None, a number or address, a capsule, a ctypes pointer, or an object that has memory
+         (bytearray, ctypes structure, array) which is kept until the result is there.
+    Fails: TypeError for a Python function, ValueError for a core without a reactor.
+    """
+    from vhostrt.event import call as calls
+    require_loop("call")
+    return calls.on_reactor(core, fn, arg)
+
+
+def send(thread: Any, fn: Any = None, arg: Any = None) -> "asyncio.Future[int | None]":
+    """Run a C function on a light thread (vhostrt.event.thread.Thread), on whatever reactor it is
+    then, in the order of sending; await the result. The rest as call()."""
+    from vhostrt.event import call as calls
+    require_loop("send")
+    return calls.on_thread(thread, fn, arg)
+
+
+# What Python does itself, on the control thread
+
+def call_soon(function: Callable[..., Any], *arguments: Any) -> None:
+    """Have a Python function called on the control thread, soon; from any thread.
+
+    A coroutine function is run as a task. Fails: RuntimeError when no application runs.
+    """
+    loop = process.loop
+    if loop is None or current() is None:
+        raise RuntimeError(f"no application runs that could call {function!r}")
+    if iscoroutinefunction(function):
+        loop.call_soon_threadsafe(lambda: keep(loop.create_task(function(*arguments))))
+    else:
+        loop.call_soon_threadsafe(function, *arguments)
+
+
+tasks: set[asyncio.Task[Any]] = set()   # of call_soon: a loop alone does not keep its tasks
+
+
+def keep(task: asyncio.Task[Any]) -> None:
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+
+
+def register_poller(function: Callable[[], Any], period_us: int = 0, name: str = "") -> Poller:
+    """Have a Python function called every period_us microseconds on the control thread.
+
+    0: whenever its loop turns, or every millisecond while it returns 0. See Poller.
+    """
+    require_loop("register_poller")
+    return Poller(function, period_us, name)
+
+
+def register_timer(function: Callable[[], Any], delay_us: int, name: str = "") -> Poller:
+    """Have a Python function called once, delay_us microseconds from now."""
+    require_loop("register_timer")
+    return Poller(function, delay_us, name, once=True)
+
+
+def require_loop(what: str) -> None:
+    """Refuse what belongs to the control thread, elsewhere or when no application runs."""
+    try:
+        here = asyncio.get_running_loop()
+    except RuntimeError:
+        here = None
+    if process.loop is None or here is not process.loop:
+        raise RuntimeError(f"vhostrt.app.{what}() belongs to the control thread of a running "
+                           "application; from another thread, hand it a function with call_soon()")

@@ -4,7 +4,7 @@ Threads: the control thread, before lcores exist.
 """
 import os
 
-from vhostrt.options import Options
+from vhostrt.options import RuntimeOptions
 from vhostrt.values import read_list
 
 CPUS = "/sys/devices/system/cpu"
@@ -19,7 +19,7 @@ def listed(name: str) -> frozenset[int]:
         return frozenset()
 
 
-def choose_lcores(options: Options) -> dict[int, tuple[int, ...]]:
+def choose_lcores(options: RuntimeOptions) -> dict[int, tuple[int, ...]]:
     """Return the lcores and the CPUs of each, ascending.
 
     Without -m, --lcores or ReactorMask: the first CPU the process may run on.
@@ -30,7 +30,7 @@ def choose_lcores(options: Options) -> dict[int, tuple[int, ...]]:
     return {n: (n,) for n in options.cores or (min(os.sched_getaffinity(0)),)}
 
 
-def choose_idle(options: Options, lcores: dict[int, tuple[int, ...]], asked: bool) -> str:
+def choose_idle(options: RuntimeOptions, lcores: dict[int, tuple[int, ...]], asked: bool) -> str:
     """Return the idle policy: as asked; else spin on isolated cores that were asked for, or yield.
     """
     if options.idle is not None:

@@ -6,14 +6,14 @@ Fails:   ValueError with a sentence.
 from vhostrt.cores import choose_lcores
 from vhostrt.env import arguments
 from vhostrt.env.options import EnvOptions
-from vhostrt.options import Options
+from vhostrt.options import RuntimeOptions
 from vhostrt.values import MIB
 
 
-def said_by(options: Options) -> EnvOptions:
+def said_by(options: RuntimeOptions) -> EnvOptions:
     """Return what all options but --env-context ask for."""
     asked = EnvOptions(
-        lcores=choose_lcores(options), main_lcore=options.main_core,
+        name=options.name, lcores=choose_lcores(options), main_lcore=options.main_core,
         mem_size=None if options.mem_size is None else options.mem_size * MIB,
         no_huge=options.no_huge, legacy_mem=options.legacy_mem, in_memory=options.in_memory,
         huge_dir=options.huge_dir, huge_unlink=options.huge_unlink,
@@ -29,7 +29,7 @@ def said_by(options: Options) -> EnvOptions:
     return asked
 
 
-def options_of(options: Options) -> EnvOptions:
+def options_of(options: RuntimeOptions) -> EnvOptions:
     """Return what the environment is asked to be, --env-context on top of the rest.
 
     Whether this machine has the CPUs is looked at when they are started.
@@ -41,7 +41,7 @@ def options_of(options: Options) -> EnvOptions:
     return arguments.settle(asked)
 
 
-def with_words(options: Options, under: EnvOptions, together: bool = True) -> EnvOptions:
+def with_words(options: RuntimeOptions, under: EnvOptions, together: bool = True) -> EnvOptions:
     """Return the options with --env-context on top; together: refuse what does not go together.
 
     Fails: ValueError, HelpAsked.
@@ -54,7 +54,7 @@ def with_words(options: Options, under: EnvOptions, together: bool = True) -> En
         raise ValueError(f"option --env-context: {error}") from None
 
 
-def cores_asked(options: Options) -> bool:
+def cores_asked(options: RuntimeOptions) -> bool:
     """True when somebody has said which cores to run on, be it in --env-context."""
     if options.cores is not None or options.lcore_map is not None:
         return True
@@ -62,7 +62,7 @@ def cores_asked(options: Options) -> bool:
         with_words(options, EnvOptions(), together=False).lcores is not None
 
 
-def check(options: Options) -> None:
+def check(options: RuntimeOptions) -> None:
     """Refuse what the environment could not be; what a configuration file may yet change later.
 
     Fails: ValueError, HelpAsked.
@@ -73,7 +73,7 @@ def check(options: Options) -> None:
         with_words(options, EnvOptions(), together=False)
 
 
-def without_effect(options: Options, asked: EnvOptions) -> list[str]:
+def without_effect(options: RuntimeOptions, asked: EnvOptions) -> list[str]:
     """Return a sentence for each word of --env-context that means nothing here."""
     words = [word for word in asked.ignored if word not in ("-v", "--version")]
     words += [f"--vdev={device}" for device in asked.vdevs]

@@ -1,10 +1,13 @@
-"""Log lines on stderr, in the form of SPDK's, for Python and for compiled code.
+"""Log lines on stderr, in the form of SPDK's, for Python and for compiled code, and in the
+system's log.
 
 Threads: the control thread and its helpers; a reactor hands its records to the control thread.
 Fails:   never; a line that stderr does not take is lost.
 """
+import os
 import sys
 import time
+from typing import Any
 
 ERROR, WARNING, NOTICE, INFO, DEBUG = range(5)
 NAMES = ("ERROR", "WARNING", "NOTICE", "INFO", "DEBUG")
@@ -20,8 +23,14 @@ class Settings:
 
     def __init__(self) -> None:
         self.print_level = INFO             # lines above it are not printed
+        self.level = NOTICE                 # lines above it do not go to the system's log
+        self.system: Any = None             # vhostrt.syslog.Syslog, where there is one
         self.flags: set[str] = set()        # components whose INFO and DEBUG lines are on
         self.timestamps = True
+
+    def wants(self, level: int) -> bool:
+        """Return whether anybody wants lines of a level."""
+        return level <= self.print_level or self.system is not None and level <= self.level
 
 
 settings = Settings()
@@ -49,12 +58,19 @@ def record(level: int, file: str, line: int, function: str, text: str) -> None:
 
     Compiled code calls this on the control thread with the place the record was made at.
     """
-    if level > settings.print_level:
+    if not settings.wants(level):
         return
+    text = f"{file}:{line:4d}:{function}: *{NAMES[level]}*: {printable(text)}"
+    if settings.system is not None and level <= settings.level:
+        settings.system.send(level, text)
+    if level <= settings.print_level:
+        print_line(text)
+
+
+def print_line(text: str) -> None:
     stamp = clock() if settings.timestamps else ""
     try:
-        sys.stderr.write(f"{stamp}{file}:{line:4d}:{function}: *{NAMES[level]}*: "
-                         f"{printable(text)}\n")
+        sys.stderr.write(f"{stamp}{text}\n")
         sys.stderr.flush()
     except (OSError, ValueError, AttributeError):
         pass                            # a closed stderr is no reason to stop serving disks
@@ -79,25 +95,25 @@ def error(text: str) -> None:
 
 def warning(text: str) -> None:
     """Say what is not as it should be, and goes on."""
-    if settings.print_level >= WARNING:
+    if settings.wants(WARNING):
         from_caller(WARNING, text)
 
 
 def notice(text: str) -> None:
     """Say what an administrator wants to see in every run."""
-    if settings.print_level >= NOTICE:
+    if settings.wants(NOTICE):
         from_caller(NOTICE, text)
 
 
 def info(flag: str, text: str) -> None:
     """Say what helps to follow one component; printed when its flag is on."""
-    if settings.print_level >= INFO and enabled(flag):
+    if settings.wants(INFO) and enabled(flag):
         from_caller(INFO, text)
 
 
 def debug(flag: str, text: str) -> None:
     """Say every step of one component; printed when its flag is on."""
-    if settings.print_level >= DEBUG and enabled(flag):
+    if settings.wants(DEBUG) and enabled(flag):
         from_caller(DEBUG, text)
 
 
@@ -111,3 +127,17 @@ def set_up(print_level: int, flags: tuple[str, ...] = ()) -> None:
         raise ValueError(f"unknown log flag {min(unknown)}")
     settings.print_level = print_level
     settings.flags = set(flags)
+
+
+def open_system(name: str) -> None:
+    """Have lines go to the system's log, too, in this name."""
+    if os.path.exists("/dev/log"):
+        from vhostrt import syslog      # its sockets, only where there is something to send to
+        settings.system = syslog.find(name)
+
+
+def close_system() -> None:
+    """Have them go there no more."""
+    if settings.system is not None:
+        settings.system.close()
+        settings.system = None

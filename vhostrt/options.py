@@ -19,13 +19,14 @@ RPC_ADDR = "/var/tmp/vhostrt.sock"
 
 
 @dataclass(slots=True)
-class Options:
-    """What the program was asked to do. None: not said, the default is chosen where it is used.
+class RuntimeOptions:
+    """What any application on reactors may be asked to be. None: not said, the default is chosen
+    where it is used.
 
-    Owner: the control thread; written by parse_args and the [Global] section, read by the rest.
+    Owner: the control thread; written by who makes it and the [Global] section, read by the rest.
     """
 
-    show: str = ""                  # "help", "version" or "eal-help": print that and leave
+    name: str = "vhostrt"                           # of the program
     # Cores
     cores: tuple[int, ...] | None = None            # CPU numbers, ascending; one lcore each
     lcore_map: tuple[tuple[int, tuple[int, ...]], ...] | None = None    # (lcore, its CPUs)
@@ -58,10 +59,28 @@ class Options:
     # Configuration and RPC
     config: str | None = None                       # path; JSON or INI
     ignore_init_errors: bool = False                # go on after failing entries of a JSON file
-    rpc_addr: str = RPC_ADDR                        # path of a unix socket, or host[:port]
+    rpc_addr: str | None = None                     # path of a unix socket, host[:port]; or none
     rpc_server: bool = True
     wait_for_rpc: bool = False
     rpcs_allowed: tuple[str, ...] | None = None     # method names; None: all
+    # Diagnosis
+    print_level: int = log.INFO
+    log_flags: tuple[str, ...] = ()
+    tpoint_groups: str | None = None
+    trace_entries: int | None = None                # per core; 0: no tracing at all
+
+    @property
+    def private(self) -> bool:
+        """True when no other process may attach to this one's memory."""
+        return self.shm_id is None or self.shm_id < 0
+
+
+@dataclass(slots=True)
+class Options(RuntimeOptions):
+    """What the program was asked to do."""
+
+    show: str = ""                  # "help", "version" or "eal-help": print that and leave
+    rpc_addr: str | None = RPC_ADDR
     # Process
     pid_file: str | None = None
     lock_file: str | None = None
@@ -69,17 +88,7 @@ class Options:
     # Disks
     socket_dir: str = ""                            # ends in a slash, or "": current directory
     disks: tuple[Disk, ...] = ()
-    # Diagnosis
-    print_level: int = log.INFO
-    log_flags: tuple[str, ...] = ()
-    tpoint_groups: str | None = None
-    trace_entries: int | None = None                # per core; 0: no tracing at all
     no_effect: tuple[str, ...] = ()                 # options given whose feature is not there yet
-
-    @property
-    def private(self) -> bool:
-        """True when no other process may attach to this one's memory."""
-        return self.shm_id is None or self.shm_id < 0
 
 
 @dataclass(slots=True, frozen=True)
@@ -230,7 +239,7 @@ def apply(options: Options, name: str, option: Option, text: str) -> None:
         options.no_effect += (f"option {name} has no effect: {option.later} is not there yet",)
 
 
-def check_together(options: Options) -> None:
+def check_together(options: RuntimeOptions) -> None:
     """Refuse what does not go together. Fails: UsageError."""
     refusals = (
         (options.cores and options.lcore_map, "options -m and --lcores exclude each other"),
@@ -252,14 +261,14 @@ def check_together(options: Options) -> None:
     check_main_core(options)
 
 
-def check_main_core(options: Options) -> None:
+def check_main_core(options: RuntimeOptions) -> None:
     lcores = options.cores or tuple(lcore for lcore, _ in options.lcore_map or ())
     if lcores and options.main_core is not None and options.main_core not in lcores:
         raise UsageError(f"option -p: main core {options.main_core} is not among the cores "
                          f"{','.join(map(str, lcores))}")
 
 
-def check_environment(options: Options) -> None:
+def check_environment(options: RuntimeOptions) -> None:
     """Refuse what the environment would. Fails: UsageError, HelpAsked."""
     from vhostrt import environment
     try:

@@ -7,25 +7,28 @@ import asyncio
 import os
 from typing import Any
 
-from vhostrt import log
-from vhostrt.app import App, Step, text_of
+from vhostrt import log, pollers
 from vhostrt.config.json_config import RUNTIME, STARTUP, Replay
 from vhostrt.config.load import load
 from vhostrt.cores import choose_idle
 from vhostrt.disks import BLOCK_SIZE, Disk, qemu_words
 from vhostrt.env.options import EnvOptions
 from vhostrt.environment import cores_asked, options_of, without_effect
+from vhostrt.life import App, Step, text_of
 from vhostrt.options import SLEEP_US
 from vhostrt.process import StartError
 from vhostrt.start_lines import print_start_lines
 from vhostrt.stdio import say
-from vhostrt.subsystems import all_subsystems
 
 
 class Configuration(Step):
     """Read the configuration file, and settle what depends on it."""
 
     name = "configuration"
+
+    def __init__(self, announce: bool = False) -> None:
+        """announce: print the two lines that scripts look for."""
+        self.announce = announce
 
     async def start(self, app: App) -> None:
         app.calls = load(app.options)
@@ -38,7 +41,8 @@ class Configuration(Step):
         app.idle = choose_idle(app.options, app.environment.lcores, cores_asked(app.options))
         for sentence in without_effect(app.options, app.environment):
             log.warning(sentence)
-        print_start_lines(app.environment)
+        if self.announce:
+            print_start_lines(app.environment)
 
 
 class CoreClaims(Step):
@@ -84,7 +88,7 @@ class Environment(Step):
             raise StartError(str(error)) from error
         log.notice(f"Total cores available: {len(app.lcores)}")
 
-    async def stop(self, app: App) -> None:
+    def fini(self, app: App) -> None:
         from vhostrt import env
         env.fini()
 
@@ -145,19 +149,27 @@ class Reactors(Step):
     name = "reactors"
 
     async def start(self, app: App) -> None:
-        from vhostrt.event import control, reactor
+        from vhostrt.event import app as compiled
+        from vhostrt.event import control, cpus, reactor
+        from vhostrt.event.monitor import ContextSwitchMonitor
         log.notice(f"Idle policy: {app.idle}")
         reactor.init(app.lcores, app.idle, app.options.max_delay_us or SLEEP_US)
+        app.cpu_times = cpus.read_times()
+        app.monitor = ContextSwitchMonitor()
         control.start()
+        compiled.open_to(app.stop)
         reactor.start()
         for lcore in app.lcores:
             log.notice(f"Reactor started on core {lcore}")
 
     async def stop(self, app: App) -> None:
+        from vhostrt.event import app as compiled
         from vhostrt.event import control, reactor
+        await pollers.end_all()         # they may use reactors
         # Joining blocks, and a reactor may still want an answer of this thread.
         await asyncio.to_thread(reactor.stop)
         control.stop()
+        compiled.close()
         lost = reactor.fini()
         if lost:
             log.error(f"{lost} events were never run")
@@ -169,14 +181,15 @@ class RpcService(Step):
     name = "RPC server"
 
     async def start(self, app: App) -> None:
-        from vhostrt.rpc import methods
+        from vhostrt.rpc.common import table_of
         from vhostrt.rpc.method import Dispatcher
         from vhostrt.rpc.server import Server
+        table = table_of(app.subsystems.registered.values())
         try:
-            app.rpc = Dispatcher(app, table=methods.METHODS, allowed=app.options.rpcs_allowed)
+            app.rpc = Dispatcher(app, table=table, allowed=app.options.rpcs_allowed)
         except ValueError as error:
             raise StartError(f"option --rpcs-allowed: {error}") from None
-        if app.options.rpc_server:
+        if app.options.rpc_server and app.options.rpc_addr is not None:
             app.server = Server(app.rpc, paused=not app.options.wait_for_rpc)
             await app.server.listen(app.options.rpc_addr)
 
@@ -191,8 +204,6 @@ class Subsystems(Step):
     name = "subsystems"
 
     async def start(self, app: App) -> None:
-        for subsystem in all_subsystems(app.options):
-            app.subsystems.register(subsystem)
         try:
             await self.initialise(app)
         except BaseException as error:
@@ -254,7 +265,12 @@ def open_to_clients(app: App) -> None:
         app.server.resume()
 
 
-def all_steps() -> list[Step]:
-    """Make the steps of one run, in order."""
-    return [Configuration(), CoreClaims(), Environment(), TraceFile(), Reactors(), RpcService(),
-            Subsystems(), Disks()]
+def all_steps(announce: bool = False) -> list[Step]:
+    """Make the steps of one run of an application, in order."""
+    return [Configuration(announce), CoreClaims(), Environment(), TraceFile(), Reactors(),
+            RpcService(), Subsystems()]
+
+
+def program_steps() -> list[Step]:
+    """Make those of the program vhostrt."""
+    return [*all_steps(announce=True), Disks()]

@@ -9,7 +9,7 @@ Threads: installed on the main thread, where Python runs handlers; lcores have t
 import signal
 from collections.abc import Callable
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 HANGUP = signal.SIGHUP                  # stops too, as a closed terminal does; not under nohup
@@ -26,16 +26,17 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.early: int | None = None
+        self.before: dict[int, Any] = {}        # signal -> the handler that it had
         self.loop: Loop | None = None
         self.callback: Callable[[int], None] | None = None
 
     def install(self) -> None:
         """Take the signals over, and unblock them, whatever the parent process did to them."""
         for number in STOPPING:
-            signal.signal(number, self.handle)
+            self.before[number] = signal.signal(number, self.handle)
         if signal.getsignal(HANGUP) is not signal.SIG_IGN:
-            signal.signal(HANGUP, self.handle)
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+            self.before[HANGUP] = signal.signal(HANGUP, self.handle)
+        self.before[signal.SIGPIPE] = signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
@@ -53,6 +54,13 @@ class StopSignals:
     def detach(self) -> None:
         """Let later signals pass without effect; the loop is about to close."""
         self.loop = self.callback = None
+
+    def restore(self) -> None:
+        """Give the signals back to who had them, where the process goes on."""
+        while self.before:
+            number, handler = self.before.popitem()
+            # None: it was not Python's, which cannot bring it back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def ignore(self) -> None:
         """Ignore them from here on, at the very end of the program.

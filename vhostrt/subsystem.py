@@ -19,10 +19,12 @@ class Subsystem:
 
     name        as framework_get_subsystems lists it
     depends_on  names of the subsystems that have to run before
+    rpc         modules that declare its RPC methods; imported when a program with it starts
     """
 
     name = ""
     depends_on: tuple[str, ...] = ()
+    rpc: tuple[str, ...] = ()
 
     async def init(self) -> None:
         """Start; raise what goes wrong. fini() follows in that case, too."""

@@ -16,6 +16,7 @@ class BdevSubsystem(Subsystem):
     """The block devices: those that are left when the program stops are deleted."""
 
     name = "bdev"
+    rpc = ("vhostrt.rpc.bdev",)
 
     async def fini(self) -> None:
         from vhostrt.bdev import registry
@@ -27,6 +28,7 @@ class VhostBlkSubsystem(Subsystem):
 
     name = "vhost_blk"
     depends_on = ("bdev",)
+    rpc = ("vhostrt.rpc.vhost",)
 
     def __init__(self, socket_dir: str) -> None:
         self.socket_dir = socket_dir

@@ -7,11 +7,10 @@ it was held by is then broken.
 
 Threads: the control thread.
 """
-import asyncio
-
 from vhostrt.event import reactor
+from vhostrt.pollers import Poller
 
-PERIOD_S = 0.1
+PERIOD_US = 100_000
 
 
 class Watchdog:
@@ -19,23 +18,24 @@ class Watchdog:
 
     def __init__(self) -> None:
         self.seen: dict[int, int] = {}          # lcore -> iterations at the last look
-        self.handle: asyncio.TimerHandle | None = None
+        self.poller: Poller | None = None
 
     def start(self) -> None:
         """Begin to look."""
-        self.look()
+        self.poller = Poller(self.look, PERIOD_US, "reactor_watchdog")
 
     def stop(self) -> None:
         """Look no more."""
-        if self.handle is not None:
-            self.handle.cancel()
-            self.handle = None
+        if self.poller is not None:
+            self.poller.unregister()
 
-    def look(self) -> None:
+    def look(self) -> bool:
         """Interrupt every reactor that stands where it stood at the last look."""
+        stood = False
         for lcore in reactor.lcores():
             iterations = reactor.iterations(lcore)
             if self.seen.get(lcore) == iterations:
                 reactor.interrupt(lcore)
+                stood = True
             self.seen[lcore] = iterations
-        self.handle = asyncio.get_running_loop().call_later(PERIOD_S, self.look)
+        return stood

@@ -5,7 +5,8 @@ import signal
 
 from vhostrt import __version__
 from vhostrt.base import ticks
-from vhostrt.event import reactor, thread
+from vhostrt.env import lcore
+from vhostrt.event import cpus, reactor, thread
 from vhostrt.rpc.method import (
     ANY_STATE,
     INTERNAL_ERROR,
@@ -17,6 +18,7 @@ from vhostrt.rpc.method import (
     refuse,
     shown,
 )
+from vhostrt.rpc.thread import mask_of
 from vhostrt.subsystem import SubsystemError
 
 # What spdk_kill_instance sends: the signals that mean something to a program that serves disks.
@@ -35,6 +37,12 @@ class KillInstance(Parameters):
     """sig_name: the name of a signal, with or without SIG, or its number."""
 
     sig_name: str | int
+
+
+class MonitorContextSwitch(Parameters):
+    """enabled: whether to; not given: leave it as it is."""
+
+    enabled: bool | None = None
 
 
 @method("rpc_get_methods", states=ANY_STATE, aliases=("get_rpc_methods",))
@@ -93,43 +101,40 @@ async def spdk_kill_instance(rpc: Dispatcher, params: KillInstance) -> bool:
 
 @method("framework_get_reactors")
 async def framework_get_reactors(rpc: Dispatcher) -> dict:
-    """Return what each reactor has done, in ticks, and the light threads on it."""
-    cpus = cpu_times()
+    """Return what each reactor has done, in ticks, and the light threads on it.
+
+    irq, sys, usr: time of its CPUs since the start, in clock ticks of the kernel.  core_freq: their
+    highest present frequency in MHz, where the kernel tells it.
+    """
+    now = cpus.read_times()
     return {"tick_rate": ticks.hz(), "pid": os.getpid(),
-            "reactors": [describe_reactor(lcore, cpus) for lcore in reactor.lcores()]}
+            "reactors": [describe_reactor(lcore, rpc.target.cpu_times, now)
+                         for lcore in reactor.lcores()]}
 
 
-def describe_reactor(lcore: int, cpus: dict[int, dict]) -> dict:
-    stats = reactor.stats(lcore)
+def describe_reactor(number: int, before: cpus.Times, now: cpus.Times) -> dict:
+    stats = reactor.stats(number)
+    own = tuple(lcore.cpus(number))
+    freq = max((cpus.frequency(cpu) or 0 for cpu in own), default=0)
     return {
-        "lcore": lcore, "numa_id": numa_node(lcore), "tid": stats["tid"],
+        "lcore": number, "numa_id": max(lcore.socket(number), 0), "tid": stats["tid"],
         "busy": stats["busy"], "idle": stats["idle"], "in_interrupt": stats["in_interrupt"],
-        **cpus.get(lcore, {"irq": 0, "sys": 0, "usr": 0}),
-        "lw_threads": [describe_thread(t) for t in thread.threads() if t.lcore == lcore],
+        **cpus.times_since(before, own, now), **({"core_freq": freq} if freq else {}),
+        "lw_threads": [describe_thread(t) for t in thread.threads() if t.lcore == number],
     }
 
 
 def describe_thread(light: thread.Thread) -> dict:
-    lcores = reactor.lcores() if light.cpumask is None else light.cpumask
-    return {"name": light.name, "id": light.id, "cpumask": f"{sum(1 << n for n in lcores):x}",
+    return {"name": light.name, "id": light.id, "cpumask": mask_of(light),
             "elapsed": light.elapsed}
 
 
-def cpu_times() -> dict[int, dict[str, int]]:
-    """Return what the kernel counted on each CPU, in its clock ticks since boot."""
-    times = {}
-    with open("/proc/stat", encoding="ascii") as lines:
-        for line in lines:
-            if found := re.match(r"cpu(\d+) (\d+) \d+ (\d+) \d+ \d+ (\d+)", line):
-                cpu, usr, system, irq = map(int, found.groups())
-                times[cpu] = {"irq": irq, "sys": system, "usr": usr}
-    return times
+@method("framework_monitor_context_switch", aliases=("context_switch_monitor",))
+async def framework_monitor_context_switch(rpc: Dispatcher, params: MonitorContextSwitch) -> dict:
+    """Have the context switches of reactors logged once a second, with the flag reactor; or not.
 
-
-def numa_node(cpu: int) -> int:
-    """Return the memory node of a CPU; 0 where the kernel does not tell."""
-    try:
-        names = os.listdir(f"/sys/devices/system/cpu/cpu{cpu}")
-    except OSError:
-        return 0
-    return next((int(n[4:]) for n in names if re.fullmatch(r"node\d+", n)), 0)
+    Return whether they are.
+    """
+    if params.enabled is not None:
+        rpc.target.monitor.enabled = params.enabled
+    return {"enabled": rpc.target.monitor.enabled}

@@ -12,7 +12,7 @@ class Flag(Parameters):
 
 
 class Level(Parameters):
-    """level: lines above it are not printed."""
+    """level: lines above it are left out."""
 
     level: Literal["ERROR", "WARNING", "NOTICE", "INFO", "DEBUG"]
 
@@ -63,6 +63,19 @@ async def log_get_print_level(rpc: Dispatcher) -> str:
 async def log_set_print_level(rpc: Dispatcher, params: Level) -> bool:
     """Set the level down to which lines are printed."""
     log.settings.print_level = log.NAMES.index(params.level)
+    return True
+
+
+@method("log_get_level", states=ANY_STATE, aliases=("get_log_level",))
+async def log_get_level(rpc: Dispatcher) -> str:
+    """Return the level down to which lines go to the system's log, where there is one."""
+    return log.NAMES[log.settings.level]
+
+
+@method("log_set_level", states=ANY_STATE, aliases=("set_log_level",))
+async def log_set_level(rpc: Dispatcher, params: Level) -> bool:
+    """Set the level down to which lines go to the system's log."""
+    log.settings.level = log.NAMES.index(params.level)
     return True
 
 

@@ -122,6 +122,8 @@ class Target(typing.Protocol):
     """What the methods need of the program that they are methods of."""
 
     subsystems: Any                     # vhostrt.subsystem.Registry
+    cpu_times: Any                      # vhostrt.event.cpus.Times at its start
+    monitor: Any                        # vhostrt.event.monitor.ContextSwitchMonitor
 
     async def start_init(self) -> None:
         """Have the subsystems initialised, and return when they are; SubsystemError."""

@@ -7,6 +7,7 @@ that find no lane free share a pairing heap.
 Threads:  the reactor that the thread is on.
 """
 from libc.stdint cimport uint32_t, uint64_t
+from vhostrt.base.atomics cimport store_relaxed_u32
 from vhostrt.base.check cimport check
 from vhostrt.base.ticks cimport ticks_from_us, ticks_now
 from vhostrt.event.reactor cimport (POLLER_OFF, POLLER_PAUSED, POLLER_PAUSING, POLLER_RUNNING,
@@ -40,13 +41,33 @@ cdef void ring_remove(poller_t **head, poller_t *poller) noexcept nogil:
     poller.prev = poller.next = NULL
 
 
+cdef void active_append(thread_t *thread, poller_t *poller) noexcept nogil:
+    """Put a poller at the end of the active ones."""
+    thread.order += 1
+    poller.order = thread.order
+    ring_append(&thread.active, poller)
+    store_relaxed_u32(&thread.active_count, thread.active_count + 1)
+
+
 cdef void active_remove(thread_t *thread, poller_t *poller) noexcept nogil:
     """Take an active poller out of the ring, and the pass under way past it."""
+    store_relaxed_u32(&thread.active_count, thread.active_count - 1)
     if thread.cursor is poller:
         thread.cursor = poller.next if poller.next is not poller else NULL
     ring_remove(&thread.active, poller)
     if thread.active is NULL:
         thread.cursor = NULL
+
+
+cdef void paused_append(thread_t *thread, poller_t *poller) noexcept nogil:
+    poller.state = POLLER_PAUSED
+    ring_append(&thread.paused, poller)
+    store_relaxed_u32(&thread.paused_count, thread.paused_count + 1)
+
+
+cdef void paused_remove(thread_t *thread, poller_t *poller) noexcept nogil:
+    ring_remove(&thread.paused, poller)
+    store_relaxed_u32(&thread.paused_count, thread.paused_count - 1)
 
 
 # Timed pollers
@@ -109,6 +130,7 @@ cdef void timer_put(thread_t *thread, poller_t *poller) noexcept nogil:
     else:
         lane_insert(poller.lane, poller)
     thread.timer_due = min(thread.timer_due, poller.next_run)
+    store_relaxed_u32(&thread.timed_count, thread.timed_count + 1)
 
 
 cdef void timer_take(thread_t *thread, poller_t *poller) noexcept nogil:
@@ -119,6 +141,7 @@ cdef void timer_take(thread_t *thread, poller_t *poller) noexcept nogil:
     else:
         lane_remove(poller.lane, poller)
         poller.lane = NULL
+    store_relaxed_u32(&thread.timed_count, thread.timed_count - 1)
 
 
 # A poller's life
@@ -130,9 +153,7 @@ cdef void place(thread_t *thread, poller_t *poller, uint64_t now) noexcept nogil
         poller.next_run = now + poller.period
         timer_put(thread, poller)
     else:
-        thread.order += 1
-        poller.order = thread.order
-        ring_append(&thread.active, poller)
+        active_append(thread, poller)
 
 
 cdef void displace(poller_t *poller) noexcept nogil:
@@ -149,8 +170,7 @@ cdef void poller_settle(poller_t *poller, uint64_t now) noexcept nogil:
         poller.state = POLLER_OFF
         unwatch(poller)
     elif poller.state == POLLER_PAUSING:
-        poller.state = POLLER_PAUSED
-        ring_append(&poller.thread.paused, poller)
+        paused_append(poller.thread, poller)
     else:
         place(poller.thread, poller, now)
 
@@ -167,6 +187,8 @@ cdef void poller_register(thread_t *thread, poller_t *poller, uint64_t period_us
     poller.armed = False
     poller.watched = 0
     poller.lane = NULL
+    thread.poller_ids += 1
+    poller.id = thread.poller_ids
     place(thread, poller, ticks_now())
 
 
@@ -178,7 +200,7 @@ cdef void poller_unregister(poller_t *poller) noexcept nogil:
     if poller.state == POLLER_WAITING:
         displace(poller)
     elif poller.state == POLLER_PAUSED:
-        ring_remove(&poller.thread.paused, poller)
+        paused_remove(poller.thread, poller)
     else:
         return
     poller.state = POLLER_OFF
@@ -191,8 +213,7 @@ cdef void poller_pause(poller_t *poller) noexcept nogil:
         poller.state = POLLER_PAUSING
     elif poller.state == POLLER_WAITING:
         displace(poller)
-        poller.state = POLLER_PAUSED
-        ring_append(&poller.thread.paused, poller)
+        paused_append(poller.thread, poller)
 
 
 cdef void poller_resume(poller_t *poller) noexcept nogil:
@@ -200,7 +221,7 @@ cdef void poller_resume(poller_t *poller) noexcept nogil:
     if poller.state == POLLER_PAUSING:
         poller.state = POLLER_RUNNING
     elif poller.state == POLLER_PAUSED:
-        ring_remove(&poller.thread.paused, poller)
+        paused_remove(poller.thread, poller)
         place(poller.thread, poller, ticks_now())
 
 

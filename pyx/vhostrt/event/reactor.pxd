@@ -65,6 +65,7 @@ cdef struct poller_t:
     poller_t *next
     poller_t *child             # in the heap of timers
     lane_t *lane                # of the timers, that it lies in; NULL: in the heap
+    uint64_t id                 # among those of its thread, from its registration on
 
 cdef enum:
     TIMER_LANES = 4
@@ -85,6 +86,10 @@ cdef struct thread_t:
     uint32_t lane_count         # of them that have been used
     lane_t lanes[TIMER_LANES]
     poller_t *paused            # ring; NULL when there are none
+    uint64_t poller_ids         # given to a poller last
+    uint32_t active_count       # pollers of each kind; read relaxed by others
+    uint32_t timed_count
+    uint32_t paused_count
     reactor_t *reactor          # NULL while it is on none; read by senders of messages
     thread_t *prev
     thread_t *next
