@@ -60,7 +60,8 @@ class AppOpts(RuntimeOptions):
             if name == "print_level":
                 return read_level(value)
             if many:
-                return tuple(reader(text) for text in ([value] if isinstance(value, str) else value))
+                texts = [value] if isinstance(value, str) else value
+                return tuple(reader(text) for text in texts)
             if reader is not None and isinstance(value, str):
                 return reader(value)
             if name == "cores" and value is not None:

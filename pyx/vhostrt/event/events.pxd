@@ -186,10 +186,9 @@ cdef inline void event_run(reactor_t *r, event_t *event, bint traced) noexcept n
         event.fn(event.arg1, event.arg2)        # the sender may free it at once
 
 
-cdef inline uint32_t run_own(reactor_t *r, uint32_t most, bint traced) noexcept nogil:
-    """Run up to `most` of the events that were in the reactor's own list; return how many."""
+cdef inline uint32_t run_own(reactor_t *r, uint32_t n, bint traced) noexcept nogil:
+    """Run the first n events of the reactor's own list, which has as many; return n."""
     cdef event_t *event
-    cdef uint32_t n = min(r.own_count, most)
     cdef uint32_t left = n
     while left:
         left -= 1
@@ -216,12 +215,13 @@ cdef inline uint32_t run_events(reactor_t *r, bint traced) noexcept nogil:
     Where the reactor's own events and those of others compete, each have half of it.  traced: a
     constant; what is True is in a function of its own, run_events_traced.
     """
+    cdef uint32_t own = r.own_count
     cdef uint32_t n
-    if r.own_count == 0:
+    if own == 0:
         n = run_sent(r, EVENT_BATCH, traced)
     else:
         n = run_sent(r, EVENT_BATCH // 2, traced) if ring_count(r.events) else 0
-        n += run_own(r, EVENT_BATCH - n, traced)
+        n += run_own(r, min(own, EVENT_BATCH - n), traced)
     if n:
         store_relaxed_u64(&r.events_run, r.events_run + n)
     return n
