@@ -136,7 +136,7 @@ def test_events_of_a_sender_run_in_order(one):
     assert reactor.stats(0)["events"] == 1000
 
 
-def test_twenty_events_run_in_three_batches(one):
+def test_check_17_twenty_events_run_in_three_batches(one):
     notes = Notes()
     with Gate():
         for i in range(20):
@@ -157,7 +157,7 @@ cdef void send_on(void *arg1, void *arg2) noexcept nogil:
     take(chain.notes, 0)
 
 
-def test_an_event_sent_by_an_event_is_not_of_its_batch(one):
+def test_check_17_an_event_sent_by_an_event_is_not_of_its_batch(one):
     cdef Notes notes = Notes()
     cdef chain_t chain
     chain.notes = &notes.n
@@ -331,7 +331,7 @@ cdef class Scripted:
         return found
 
 
-def test_active_pollers_alternate(one):
+def test_check_18_active_pollers_alternate(one):
     for count in (1, 2, 5):
         found = Scripted(count, count).run(count * 50)
         assert [who for who, _ in found] == [i % count for i in range(len(found))]
@@ -339,7 +339,7 @@ def test_active_pollers_alternate(one):
 
 
 @pytest.mark.parametrize(("count", "actor"), [(n, i) for n in (1, 2, 3) for i in range(n)])
-def test_a_poller_that_unregisters_itself_never_runs_again(one, count, actor):
+def test_check_18_a_poller_that_unregisters_itself_never_runs_again(one, count, actor):
     cdef Scripted s = Scripted(count + 1, count + 1)        # the last one always runs on
     s.scripts[<uint32_t>actor].at = 3
     s.scripts[<uint32_t>actor].victim = &s.scripts[<uint32_t>actor].poller

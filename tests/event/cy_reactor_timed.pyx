@@ -3,7 +3,7 @@ import os
 import time
 
 import pytest
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from vhostrt.base.atomics cimport (fetch_add_u32, load_acquire_u32, load_relaxed_u64,
                                    store_release_u32)
@@ -13,6 +13,7 @@ from vhostrt.event.poller cimport poller_register, poller_unregister
 from vhostrt.event.reactor cimport (poller_t, reactor_current, reactor_of, reactor_t, thread_attach,
                                     thread_detach, thread_t)
 
+from tests.event.conftest import running
 from vhostrt.event import reactor
 
 cdef enum:
@@ -163,7 +164,7 @@ cdef class Timed:
 
 # Timed pollers
 
-def test_a_period_of_nothing_is_active(one):
+def test_check_18_a_period_of_nothing_is_active(one):
     cdef Timed timed = Timed([0])
     timed.run(10)
     assert timed.b.pollers[0].poller.period == 0
@@ -174,7 +175,7 @@ def pairs(notes):
     return list(zip(notes, notes[1:]))
 
 
-def test_timers_are_looked_at_in_every_sixth_turn(one):
+def test_check_19_timers_are_looked_at_in_every_sixth_turn(one):
     cdef Timed timed = Timed([1, 0])
     timed.b.pollers[1].work_ticks = ticks_from_us(2)    # so that the timer is always due
     found = [note for note in timed.run(200) if note[0] == 0]
@@ -188,7 +189,7 @@ def test_the_first_run_is_a_period_after_registration(one):
     assert found[2] >= timed.b.registered + ticks_from_us(5 * MS)
 
 
-def test_the_next_run_is_a_period_after_the_look(one):
+def test_check_19_the_next_run_is_a_period_after_the_look(one):
     """However late it was, and not after the run itself."""
     cdef Timed timed = Timed([2 * MS])
     timed.step("up")
@@ -201,7 +202,7 @@ def test_the_next_run_is_a_period_after_the_look(one):
     timed.step("down")
 
 
-def test_eight_timers_run_in_one_look(one):
+def test_check_19_eight_timers_run_in_one_look(one):
     """Twenty that are due together need three, in turns that follow one another; the order is that
     of their deadlines."""
     cdef Timed timed = Timed([1000 * MS + 1000 - i for i in range(20)])
@@ -211,7 +212,7 @@ def test_eight_timers_run_in_one_look(one):
     assert [turn - found[0][1] for _, turn, *_ in found] == [i // 8 for i in range(20)]
 
 
-def test_equal_deadlines_keep_the_order_of_registration(one):
+def test_check_19_equal_deadlines_keep_the_order_of_registration(one):
     # All are due in the first look, and from then on their deadlines are the same.
     cdef Timed timed = Timed([20 * MS] * 8)
     timed.b.wait_ticks = ticks_from_us(21 * MS)
@@ -348,7 +349,7 @@ def test_an_event_wakes_a_sleeping_reactor(sleeper):
         wait_for(lambda: load_acquire_u32(&ran) == i + 1)
 
 
-def test_sleep_does_not_pass_a_timer(sleeper):
+def test_check_20_sleep_does_not_pass_a_timer(sleeper):
     cdef Timed timed = Timed([10 * MS])
     found = timed.run(20)
     # It slept between them: a turn for each wait, and those before it first slept.
@@ -363,9 +364,65 @@ def test_a_sleeper_is_not_interrupted(sleeper):
     assert reactor.iterations(0) == turns
 
 
-def test_without_the_policy_it_never_sleeps(one):
+def test_check_20_without_the_policy_it_never_sleeps(one):
     pass_turns(1000)
     assert not sleeping()
+
+
+cdef struct rest_t:
+    thread_t thread             # first
+    poller_t poller
+    uint64_t worked             # ticks, when it found work last
+    uint64_t sleeps             # of the reactor, until then
+    uint64_t soonest            # ticks from work to the first poll after a sleep, the fewest
+    uint32_t rests              # times that the reactor slept after work
+    uint32_t steps
+
+
+cdef int rest_poll(void *arg) noexcept nogil:
+    """Work once whenever the reactor has slept since the last work."""
+    cdef rest_t *rest = <rest_t *>arg
+    cdef uint64_t sleeps = reactor_current().sleeps
+    cdef uint64_t now = ticks_now()
+    if sleeps == rest.sleeps:
+        return 0
+    rest.soonest = min(rest.soonest, now - rest.worked)
+    rest.worked = now
+    rest.sleeps = sleeps
+    store_release_u32(&rest.rests, rest.rests + 1)
+    return 1
+
+
+cdef void rest_up(void *arg1, void *arg2) noexcept nogil:
+    cdef rest_t *rest = <rest_t *>arg1
+    rest.worked = ticks_now()
+    rest.sleeps = reactor_current().sleeps
+    thread_attach(reactor_current(), &rest.thread)
+    poller_register(&rest.thread, &rest.poller, 0)
+    fetch_add_u32(&rest.steps, 1)
+
+
+cdef void rest_down(void *arg1, void *arg2) noexcept nogil:
+    cdef rest_t *rest = <rest_t *>arg1
+    poller_unregister(&rest.poller)
+    thread_detach(&rest.thread)
+    fetch_add_u32(&rest.steps, 1)
+
+
+def test_check_20_it_sleeps_when_1000_us_brought_no_work_though_there_is_a_poller():
+    """The original never slept with an active poller; it does here when that finds nothing."""
+    cdef rest_t *rest = <rest_t *>calloc(1, sizeof(rest_t))
+    rest.poller.poll = rest_poll
+    rest.poller.arg = rest
+    rest.poller.fd = -1
+    rest.soonest = UINT64_MAX
+    with running(1, "sleep", 50):
+        assert event_call_on(0, rest_up, rest, NULL) == 0
+        wait_for(lambda: load_acquire_u32(&rest.rests) >= 20)
+        assert event_call_on(0, rest_down, rest, NULL) == 0
+        wait_for(lambda: load_acquire_u32(&rest.steps) == 2)
+    assert rest.soonest >= ticks_from_us(1000)
+    free(rest)
 
 
 cdef struct late_t:
