@@ -9,6 +9,7 @@ import pytest
 from vhostrt.base.ticks import hz
 
 COSTS = pytest.StashKey[list]()
+NOTES = pytest.StashKey[list]()
 ROUNDS = 9
 
 
@@ -32,7 +33,19 @@ def per_op(benchmark, request):
     return measure
 
 
+@pytest.fixture
+def note(request):
+    """A function: print figures that are no costs, by name, at the end."""
+    def keep(what: str, **figures: str) -> None:
+        told = ", ".join(f"{name} {figure}" for name, figure in figures.items())
+        request.config.stash.setdefault(NOTES, []).append(
+            f"{request.node.name}: {what}: {told}")
+    return keep
+
+
 def pytest_terminal_summary(terminalreporter, config):
+    for line in config.stash.get(NOTES, []):
+        terminalreporter.write_line(line)
     costs = config.stash.get(COSTS, [])
     if not costs:
         return

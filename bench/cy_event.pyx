@@ -99,6 +99,7 @@ cdef int poller_run(void *arg) noexcept nogil:
     p.runs += 1
     if p.runs == p.runs_max:
         p.took = ticks_now() - p.started
+        p.busy = p.thread.busy_ticks
         store_release_u32(&p.done, 1)
     return 1
 
@@ -117,14 +118,13 @@ cdef void pollers_end(void *arg1, void *arg2) noexcept nogil:
     cdef uint32_t i
     for i in range(p.count):
         poller_unregister(&p.pollers[i])
-    p.busy = p.thread.busy_ticks
     thread_detach(&p.thread)
     store_release_u32(&p.done, 2)
 
 
 def pollers(uint32_t count, uint64_t period_us, uint64_t runs):
     """Run `count` pollers with this period (0: active) until they have run `runs` times in all;
-    return the seconds."""
+    return the seconds that it took, and those in which the thread was busy."""
     cdef pollers_t *p = <pollers_t *>calloc(1, sizeof(pollers_t))
     cdef uint32_t i
     thread_init(&p.thread)
@@ -140,7 +140,7 @@ def pollers(uint32_t count, uint64_t period_us, uint64_t runs):
     wait_for(lambda: load_acquire_u32(&p.done) >= 1)
     event_call_on(0, pollers_end, p, NULL)
     wait_for(lambda: load_acquire_u32(&p.done) == 2)
-    seconds = p.took / <double>ticks_hz()
+    seconds = p.took / <double>ticks_hz(), p.busy / <double>ticks_hz()
     free(p.pollers)
     free(p)
     return seconds
