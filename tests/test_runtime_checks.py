@@ -1,5 +1,7 @@
 """Checks of runtime.md, part 20, by their numbers: 3 to 5 and 21 to 25, as this project's rules
-have them (docs/compatibility.md).  17 to 20 are in tests/event, the others with the environment.
+have them (docs/compatibility.md).
+
+1, 2 and 6 are in test_checks.py, 7 to 16 in tests/env, 17 to 20 in tests/event.
 """
 import asyncio
 import os
