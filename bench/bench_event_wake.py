@@ -1,8 +1,10 @@
-"""What sleep costs and saves: the time from a kick to the poll that sees it, and CPU without work.
+"""What sleep costs and saves: the time from a kick to its answer, and CPU without work.
 
-A kick is the write to an eventfd by another thread, as a guest's is. The reactor sleeps in the
-kernel when it comes; beside that, one that never sleeps. CPU time is what the kernel has counted
-for the threads of an idle program, in 10 seconds.
+bench_wake: from a kick, the write to an eventfd by another thread as a guest's is, to the poll that
+sees it. bench_completion: from the kick of a client in Python to the completion of its read of
+4 KiB, which it polls for; its own time is in the figure. The reactor sleeps in the kernel when the
+kick comes; beside that, one that never sleeps. CPU time is what the kernel has counted for the
+threads of an idle program, in 10 seconds.
 """
 import os
 import time
@@ -10,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.lib.blk_client import Blk
+from tests.lib.split_ring import WRITE
 from tests.lib.target import Target
 from vhostrt.env import lcore, memory
 from vhostrt.event import reactor
@@ -17,6 +21,8 @@ from vhostrt.event import reactor
 from bench import cy_event_wake
 
 KICKS = 5000
+REQUESTS = 2000
+PAUSE_S = 0.002                         # the reactor sleeps after 5 to 200 us without work
 IDLE_S = 10
 PERCENTILES = (50, 90, 99, 99.9, 100)
 SLEEP_US = 600_000_000
@@ -38,9 +44,40 @@ def bench_wake(benchmark, note, idle, pause_us):
     finally:
         lcore.fini()
         memory.fini()
+    tell(benchmark, note, "us from kick to poll", found)
+
+
+def tell(benchmark, note, what, found):
     figures = dict(zip(map(str, PERCENTILES), np.percentile(found, PERCENTILES), strict=True))
     benchmark.extra_info["us"] = figures
-    note("us from kick to poll", **{f"p{p}": f"{us:.1f}" for p, us in figures.items()})
+    note(what, **{f"p{p}": f"{us:.1f}" for p, us in figures.items()})
+
+
+def completions(blk: Blk, n: int) -> list[float]:
+    """Return the microseconds from the kick of a read to its completion, each after a pause."""
+    ring, memory, at = blk.rings[0], blk.memory, blk.scratch
+    memory.view(at, 16)[:] = 0                  # a read of sector 0
+    parts = [(at, 16, 0), (at + 16, 4096, WRITE), (at + 16 + 4096, 1, WRITE)]
+    took = []
+    for _ in range(n):
+        time.sleep(PAUSE_S)
+        head = ring.chain(parts)
+        began = time.perf_counter_ns()
+        ring.submit(head)
+        while not ring.pending():
+            pass
+        took.append((time.perf_counter_ns() - began) / 1000)
+        ring.collect()
+    return took
+
+
+@pytest.mark.parametrize("idle", ["interrupt", "sleep", "spin"])
+def bench_completion(benchmark, note, idle):
+    mask = hex(1 << max(os.sched_getaffinity(0)))
+    with Target(mask=mask, idle=idle) as target, Blk(target.socket(0)) as blk:
+        found = benchmark.pedantic(completions, args=(blk, REQUESTS), rounds=1)
+        blk.stop()
+    tell(benchmark, note, "us from kick to completion", found)
 
 
 def cpu_seconds(pid: int) -> dict[str, float]:
