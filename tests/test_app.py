@@ -10,20 +10,14 @@ from pathlib import Path
 import pytest
 
 from tests.lib import cy_app
+from tests.lib.apps import opts
 from tests.lib.target import RpcError, rpc_call
 from vhostrt import app, log
 from vhostrt.env import lcore
 from vhostrt.event import reactor
 
 ROOT = Path(__file__).parent.parent
-CPUS = sorted(os.sched_getaffinity(0))
 STOP = cy_app.__pyx_capi__["stop_with"]
-
-
-def opts(count=1, **fields):
-    """An application on lcores 0 to count - 1, on the CPUs there are."""
-    lcores = {n: CPUS[n % len(CPUS)] for n in range(count)}
-    return app.AppOpts(lcore_map=lcores, core_locks=False, **fields)
 
 
 @pytest.fixture(autouse=True)
@@ -305,7 +299,7 @@ def test_c_code_that_stops_keeps_the_first_status_and_later_ones_do_nothing():
 
 PROGRAM = """
 import asyncio, os, signal, sys, threading
-from tests.test_app import opts
+from tests.lib.apps import opts
 from vhostrt import app
 
 def begin(running):

@@ -248,6 +248,18 @@ def test_log(client):
     assert result(client, "log_enable_timestamps", enabled=True) is True
 
 
+@pytest.mark.parametrize("which, default", [("log_{}_level", "NOTICE"),
+                                            ("log_{}_print_level", "INFO")])
+def test_log_levels(client, which, default):
+    assert result(client, which.format("get")) == default
+    for level in ("ERROR", "WARNING", "NOTICE", "INFO", "DEBUG", default):
+        assert result(client, which.format("set"), level=level) is True
+        assert result(client, which.format("get")) == level
+    for level in ("LOUD", "error", 3, None):
+        assert error(client, which.format("set"), level=level)[0] == -32602
+    assert result(client, which.format("get")) == default
+
+
 WRONG = (None, True, -1, 1.5, 2**70, "", "x" * 300, "\0", [], {}, [[1]], {"a": 1})
 
 
