@@ -88,13 +88,15 @@ def test_the_print_level_is_another_one(settings, daemon, capsys):
     assert capsys.readouterr().err.count("\n") == 2
 
 
-def test_a_daemon_that_was_restarted_gets_the_next_line(path, daemon):
+@pytest.mark.parametrize("meanwhile", [0, 1, 2])
+def test_a_daemon_that_was_restarted_gets_the_next_line(path, daemon, meanwhile):
     system = Syslog("mine", path)
     system.send(log.ERROR, "first")
     assert daemon.read()[2] == "first"
     daemon.close()
     os.unlink(path)
-    system.send(log.ERROR, "nobody hears this")
+    for _ in range(meanwhile):
+        system.send(log.ERROR, "nobody hears this")
     again = Daemon(path)
     system.send(log.ERROR, "second")
     assert again.read()[2] == "second"

@@ -1,8 +1,10 @@
 """vhostrt.event.snapshot: the pollers of a light thread, as people see them."""
 import asyncio
+import random
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
+from vhostrt.base.atomics cimport cpu_pause, load_acquire_u32, store_release_u32
 from vhostrt.base.ticks cimport ticks_from_us
 from vhostrt.event.control cimport call_on, call_t
 from vhostrt.event.poller cimport poller_pause, poller_register, poller_unregister
@@ -25,6 +27,7 @@ cdef struct some_t:
     uint64_t *periods
     uint32_t count
     uint32_t paused
+    uint32_t gone               # of the first, that unregister takes
 
 
 cdef int register(call_t *call) noexcept nogil:
@@ -40,8 +43,15 @@ cdef int register(call_t *call) noexcept nogil:
 cdef int unregister(call_t *call) noexcept nogil:
     cdef some_t *some = <some_t *>call.arg
     cdef uint32_t i
-    for i in range(some.count):
+    for i in range(some.gone):
         poller_unregister(&some.pollers[i])
+    return 0
+
+
+cdef int hold(call_t *call) noexcept nogil:
+    """Hold the reactor until the word is 1."""
+    while not load_acquire_u32(<uint32_t *>call.arg):
+        cpu_pause()
     return 0
 
 
@@ -72,8 +82,13 @@ cdef class Pollers:
         await self.light.attach(lcore)
         await call_on(lcore, register, &self.some, self)
 
-    async def down(self):
+    async def unregister(self, uint32_t count):
+        """Unregister the first; those that are off already are none."""
+        self.some.gone = count
         await call_on(self.light.lcore, unregister, &self.some, self)
+
+    async def down(self):
+        await self.unregister(self.some.count)
         assert set(snapshot.counts(self.light).values()) == {0}
         await self.light.detach()
 
@@ -133,6 +148,47 @@ def test_no_more_than_1024_are_shown_and_the_rest_is_counted():
     assert "left_out" not in asyncio.run(show_many([0] * 1024))
     name = asyncio.run(show_many([0]))["active_pollers"][0]["name"]
     assert int(name, 16) == <uint64_t>&poll         # that of its function, when it has none
+
+
+async def show_heap(periods, gone):
+    async with reactors():
+        some = Pollers(Thread("some"), periods)
+        await some.up(0)
+        await some.unregister(gone)
+        shown = await snapshot.pollers(some.light)
+        await some.down()
+    return shown
+
+
+def test_timers_of_many_periods_are_shown_whatever_has_gone():
+    for seed in range(20):
+        rng = random.Random(seed)
+        periods = [rng.randrange(60_000_000, 90_000_000) for _ in range(800)]
+        gone = rng.randrange(1, 800)
+        shown = asyncio.run(show_heap(periods, gone))
+        assert ids(shown) == list(range(gone + 1, 801)), seed
+
+
+async def show_one_that_leaves():
+    cdef uint32_t go = 0
+    async with reactors():
+        some = Pollers(Thread("some"), [0, 0])
+        await some.up(0)
+        holding = call_on(0, hold, &go, None)
+        leaving = asyncio.ensure_future(some.light.detach())
+        await asyncio.sleep(0)              # its event is on its way, before that of the next
+        asking = asyncio.ensure_future(snapshot.pollers(some.light))
+        await asyncio.sleep(0)
+        store_release_u32(&go, 1)
+        shown = await asking
+        await asyncio.gather(holding, leaving)
+        await some.light.attach(0)
+        await some.down()
+    return shown
+
+
+def test_a_thread_that_has_left_is_looked_for_again():
+    assert ids(asyncio.run(show_one_that_leaves())) == []
 
 
 async def show_while_it_moves():

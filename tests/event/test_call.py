@@ -9,7 +9,7 @@ import weakref
 import pytest
 
 from tests.lib import cy_app
-from tests.lib.apps import in_app
+from tests.lib.apps import in_app, opts
 from vhostrt import app
 from vhostrt.event.thread import Thread
 
@@ -143,6 +143,7 @@ def test_function_and_argument_are_kept_until_the_answer():
     assert in_app(main) is None
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_wait_that_is_cancelled_leaves_the_call_alone():
     async def main(running):
         pair = Pair(given=7)
@@ -242,7 +243,8 @@ def test_call_soon_without_an_application():
         app.call_soon(print)
 
 
-def test_a_coroutine_of_call_soon_ends_with_the_application():
+@pytest.mark.parametrize("own_loop", [False, True])
+def test_a_coroutine_of_call_soon_ends_with_the_application(own_loop):
     ended = []
 
     async def for_ever():
@@ -254,5 +256,16 @@ def test_a_coroutine_of_call_soon_ends_with_the_application():
     async def main(running):
         app.call_soon(for_ever)
         await asyncio.sleep(0.01)
-    in_app(main)
+
+    async def begin(running):
+        await main(running)
+        app.stop()
+
+    async def in_own_loop():
+        await app.run(opts(), begin)
+        assert ended == [True]
+    try:
+        asyncio.run(in_own_loop()) if own_loop else in_app(main)
+    finally:
+        app.fini()
     assert ended == [True]

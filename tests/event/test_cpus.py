@@ -1,11 +1,14 @@
 """vhostrt.event.cpus and monitor: what the kernel says, on paper and of this machine."""
+import asyncio
 import os
 import threading
 
 import pytest
 
+from tests.lib.apps import in_app
+from vhostrt import log, pollers
 from vhostrt.env.roots import Roots
-from vhostrt.event import cpus
+from vhostrt.event import cpus, reactor
 from vhostrt.event.monitor import read_counts
 
 STAT = """cpu  30 0 60 90 0 12 18 0 0 0
@@ -62,3 +65,27 @@ def test_context_switches_of_a_thread():
     after = read_counts(tid)
     assert after[0] > before[0] and after[1] >= before[1]
     assert read_counts(2**22 + 1) == (0, 0)
+
+
+def test_what_happened_while_nobody_looked_is_not_told_of(capsys):
+    """A line is about one second."""
+    async def main(running):
+        async def switched():
+            tid = reactor.stats(0)["tid"]
+            before = read_counts(tid)
+            while read_counts(tid) == before:
+                await asyncio.sleep(0.001)
+        for poller in pollers.registered.values():
+            poller.pause()              # it is we who look
+        monitor, told = running.monitor, []
+        for enabled, flags in ((True, ("reactor",)), (True, ("reactor",)), (False, ("reactor",)),
+                               (True, ("reactor",)), (True, ("reactor",)), (True, ()),
+                               (True, ("reactor",)), (True, ("reactor",))):
+            monitor.enabled, log.settings.flags = enabled, set(flags)
+            told.append(monitor.look())
+            await switched()
+        return told
+    told = in_app(main, idle="sleep")
+    log.set_up(log.INFO)
+    assert told == [False, True, False, False, True, False, False, True]
+    assert capsys.readouterr().err.count("voluntary context switches and") == 3
