@@ -92,7 +92,8 @@ cdef int take(call_t *call) noexcept nogil:
     cdef snapshot_t *s = <snapshot_t *>call.arg
     cdef poller_t *poller
     cdef uint32_t i
-    if s.thread.reactor is not call.event.reactor:
+    # Where it is not, others may be moving it.
+    if load_acquire_ptr(&s.thread.reactor) != <void *>call.event.reactor:
         return -EAGAIN
     note_ring(s, s.thread.active, ACTIVE)
     for i in range(s.thread.lane_count):
