@@ -8,7 +8,7 @@ from vhostrt.base.atomics cimport cpu_pause, load_acquire_u32, store_release_u32
 from vhostrt.base.ticks cimport ticks_from_us
 from vhostrt.event.control cimport call_on, call_t
 from vhostrt.event.poller cimport poller_pause, poller_register, poller_unregister
-from vhostrt.event.reactor cimport poller_t, thread_t
+from vhostrt.event.reactor cimport poller_t, thread_attach, thread_detach, thread_t
 from vhostrt.event.thread cimport Thread
 
 from tests.lib.reactors import reactors
@@ -48,6 +48,16 @@ cdef int unregister(call_t *call) noexcept nogil:
     return 0
 
 
+cdef int come(call_t *call) noexcept nogil:
+    thread_attach(call.event.reactor, (<some_t *>call.arg).thread)
+    return 0
+
+
+cdef int leave(call_t *call) noexcept nogil:
+    thread_detach((<some_t *>call.arg).thread)
+    return 0
+
+
 cdef int hold(call_t *call) noexcept nogil:
     """Hold the reactor until the word is 1."""
     while not load_acquire_u32(<uint32_t *>call.arg):
@@ -58,6 +68,7 @@ cdef int hold(call_t *call) noexcept nogil:
 cdef class Pollers:
     """Pollers of a light thread: their periods in microseconds, and how many of them are paused."""
     cdef readonly Thread light
+    cdef readonly int lcore
     cdef some_t some
 
     def __cinit__(self, Thread light not None, periods, uint32_t paused=0, bint named=False):
@@ -78,19 +89,28 @@ cdef class Pollers:
         free(self.some.pollers)
         free(self.some.periods)
 
+    def come(self, int lcore):
+        """Have it run on a core, with its pollers or before they are there."""
+        self.lcore = lcore
+        return call_on(lcore, come, &self.some, self)
+
+    def leave(self):
+        """Have it run nowhere."""
+        return call_on(self.lcore, leave, &self.some, self)
+
     async def up(self, int lcore):
-        await self.light.attach(lcore)
+        await self.come(lcore)
         await call_on(lcore, register, &self.some, self)
 
     async def unregister(self, uint32_t count):
         """Unregister the first; those that are off already are none."""
         self.some.gone = count
-        await call_on(self.light.lcore, unregister, &self.some, self)
+        await call_on(self.lcore, unregister, &self.some, self)
 
     async def down(self):
         await self.unregister(self.some.count)
         assert set(snapshot.counts(self.light).values()) == {0}
-        await self.light.detach()
+        await self.leave()
 
 
 def ids(shown):
@@ -175,14 +195,13 @@ async def show_one_that_leaves():
         some = Pollers(Thread("some"), [0, 0])
         await some.up(0)
         holding = call_on(0, hold, &go, None)
-        leaving = asyncio.ensure_future(some.light.detach())
-        await asyncio.sleep(0)              # its event is on its way, before that of the next
+        leaving = some.leave()              # its event is on its way, before that of the next
         asking = asyncio.ensure_future(snapshot.pollers(some.light))
         await asyncio.sleep(0)
         store_release_u32(&go, 1)
         shown = await asking
         await asyncio.gather(holding, leaving)
-        await some.light.attach(0)
+        await some.come(0)
         await some.down()
     return shown
 
@@ -203,9 +222,8 @@ async def show_while_it_moves():
                 await asyncio.sleep(0)      # a thread that runs nowhere is known at once
         asking = asyncio.ensure_future(ask())
         while moves < 300 or len(found) < 300:
-            to = 1 - some.light.lcore
-            await some.light.detach()
-            await some.light.attach(to)
+            await some.leave()
+            await some.come(1 - some.lcore)
             moves += 1
         wanted = False
         await asking
