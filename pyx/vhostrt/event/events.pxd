@@ -15,7 +15,8 @@ from vhostrt.env.ring cimport ring_count, ring_mp_enqueue, ring_sc_dequeue
 from vhostrt.event.loop_trace cimport traced_event
 from vhostrt.event.pools cimport pool_low
 from vhostrt.event.reactor cimport (EVENT_RING_SLOTS, REACTOR_STOPPED, event_fn, event_t,
-                                    reactor_current, reactor_of, reactor_t, reactor_wake)
+                                    reactor_current, reactor_is_here, reactor_of, reactor_t,
+                                    reactor_wake)
 
 cdef enum:
     EVENT_BATCH = 8             # events that run in one iteration
@@ -27,11 +28,9 @@ cdef inline bint reactor_takes(reactor_t *r) noexcept nogil:
     return r is not NULL and load_relaxed_u32(<uint32_t *>&r.state) != REACTOR_STOPPED
 
 
-cdef inline reactor_t *reactor_near(reactor_t *here, uint32_t lcore) noexcept nogil:
-    """Return the reactor of an lcore, or NULL.  here: the one that the caller runs on, or NULL."""
-    if here is not NULL and here.lcore == lcore:
-        return here
-    return reactor_of(lcore)
+cdef inline reactor_t *reactor_here(reactor_t *there) noexcept nogil:
+    """Return the reactor that the caller runs on, which may be `there`, or NULL."""
+    return there if reactor_is_here(there) else reactor_current()
 
 
 cdef inline event_t *event_from_pool(reactor_t *here, reactor_t *there) noexcept nogil:
@@ -68,13 +67,13 @@ cdef inline event_t *event_take(reactor_t *here, reactor_t *there, event_fn fn, 
     return event
 
 
-cdef inline int event_push(reactor_t *here, event_t *event) noexcept nogil:
-    """Have an event run on event.reactor.  here: the one that the caller runs on, or NULL.
+cdef inline int event_push(event_t *event) noexcept nogil:
+    """Have an event run on event.reactor.
 
     0: it will run, or the reactor refuses to end before it has.  -EAGAIN: 65535 are waiting.
     """
     cdef reactor_t *there = event.reactor
-    if here is there:
+    if reactor_is_here(there):
         # Only we look at these, so nothing has to be atomic.
         if unlikely(there.own_count >= EVENT_RING_SLOTS - 1):
             fetch_add_u64(&there.events_refused, 1)
@@ -100,9 +99,10 @@ cdef inline event_t *event_allocate(uint32_t lcore, event_fn fn, void *arg1,
 
     NULL: there is no reactor there, or the pool is empty: more are made, so try again later.
     """
-    cdef reactor_t *here = reactor_current()
-    cdef reactor_t *there = reactor_near(here, lcore)
-    return NULL if unlikely(there is NULL) else event_take(here, there, fn, arg1, arg2)
+    cdef reactor_t *there = reactor_of(lcore)
+    if unlikely(there is NULL):
+        return NULL
+    return event_take(reactor_here(there), there, fn, arg1, arg2)
 
 
 cdef inline void event_free(event_t *event) noexcept nogil:
@@ -117,11 +117,10 @@ cdef inline int event_send(uint32_t lcore, event_t *event) noexcept nogil:
 
     0, -EAGAIN as event_push.  -ENODEV: no reactor runs there.
     """
-    cdef reactor_t *here = reactor_current()
-    event.reactor = reactor_near(here, lcore)
+    event.reactor = reactor_of(lcore)
     if unlikely(not reactor_takes(event.reactor)):
         return -ENODEV
-    return event_push(here, event)
+    return event_push(event)
 
 
 cdef inline int event_call(event_t *event) noexcept nogil:
@@ -131,7 +130,7 @@ cdef inline int event_call(event_t *event) noexcept nogil:
     """
     if unlikely(not reactor_takes(event.reactor)):
         return -ENODEV
-    return event_push(reactor_current(), event)
+    return event_push(event)
 
 
 cdef inline int event_call_on(uint32_t lcore, event_fn fn, void *arg1, void *arg2) noexcept nogil:
@@ -139,16 +138,15 @@ cdef inline int event_call_on(uint32_t lcore, event_fn fn, void *arg1, void *arg
 
     As event_send, and -ENOMEM: the pool of events is empty.
     """
-    cdef reactor_t *here = reactor_current()
-    cdef reactor_t *there = reactor_near(here, lcore)
+    cdef reactor_t *there = reactor_of(lcore)
     cdef event_t *event
     cdef int rc
     if unlikely(not reactor_takes(there)):
         return -ENODEV
-    event = event_take(here, there, fn, arg1, arg2)
+    event = event_take(reactor_here(there), there, fn, arg1, arg2)
     if unlikely(event is NULL):
         return -ENOMEM
-    rc = event_push(here, event)
+    rc = event_push(event)
     if unlikely(rc < 0):
         event_free(event)
     return rc

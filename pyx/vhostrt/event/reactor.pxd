@@ -6,7 +6,10 @@ Threads:  reactor_of, reactor_current, reactor_wake: any.  Threads, pollers and 
           reactor that they are on.
 """
 from libc.stdint cimport uint32_t, uint64_t
-from vhostrt.base.atomics cimport fence_full, fence_signal, load_relaxed_u32, u32_line, u64_line
+from vhostrt.base.atomics cimport (fence_full, fence_signal, load_relaxed_u32, load_relaxed_u64,
+                                   u32_line, u64_line)
+from vhostrt.base.pthreads cimport thread_mark
+from vhostrt.env.lcore cimport LCORE_MAX
 from vhostrt.env.mempool cimport mempool_t
 from vhostrt.env.ring cimport ring_t
 from vhostrt.event.post cimport control_node_t
@@ -123,6 +126,7 @@ cdef struct reactor_t:
     uint32_t fenced             # 1: who sends to it has to fence (there is no membarrier)
     int node
     uint64_t max_delay          # ticks
+    uint64_t mark               # thread_mark of its pthread, while that runs the loop; else 0
     int wake_fd                 # eventfd
     int epoll_fd
     # The reactor's own, read relaxed by others.
@@ -171,13 +175,25 @@ cdef enum:
     REACTOR_RUNNING = 1
     REACTOR_EXITING = 2         # leaves the loop once no event is left
 
-cdef reactor_t *reactor_of(uint32_t lcore) noexcept nogil      # NULL: none there
+# Written by init and fini, with no reactor running.
+cdef reactor_t *g_reactors[LCORE_MAX]
+
 cdef reactor_t *reactor_current() noexcept nogil               # NULL: not on a reactor
 cdef mempool_t *reactor_msg_pool() noexcept nogil              # NULL: there are no reactors
 cdef void reactor_rouse(reactor_t *reactor) noexcept nogil
 cdef void thread_init(thread_t *thread) noexcept nogil
 cdef void thread_attach(reactor_t *reactor, thread_t *thread) noexcept nogil
 cdef void thread_detach(thread_t *thread) noexcept nogil
+
+
+cdef inline reactor_t *reactor_of(uint32_t lcore) noexcept nogil:
+    """Return the reactor of an lcore, or NULL when it has none."""
+    return g_reactors[lcore] if lcore < LCORE_MAX else NULL
+
+
+cdef inline bint reactor_is_here(reactor_t *reactor) noexcept nogil:
+    """Whether the caller runs on a reactor: as reactor_current, which is a call, would tell."""
+    return load_relaxed_u64(&reactor.mark) == thread_mark()
 
 
 cdef inline void reactor_wake(reactor_t *reactor) noexcept nogil:

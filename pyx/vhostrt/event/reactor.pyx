@@ -20,6 +20,7 @@ from vhostrt.base.atomics cimport (load_acquire_u32, load_relaxed_u32, load_rela
                                    store_release_u32)
 from vhostrt.base.check cimport check, dcheck
 from vhostrt.base.errors cimport ok
+from vhostrt.base.pthreads cimport thread_mark
 from vhostrt.base.ticks cimport ticks_from_us, ticks_now
 from vhostrt.env.lcore cimport LCORE_MAX, lcore_launch, lcore_socket, lcore_wait
 from vhostrt.env.memory cimport env_free, env_zalloc
@@ -69,14 +70,8 @@ cdef enum:
 IDLE_POLICIES = {"spin": IDLE_SPIN, "yield": IDLE_YIELD, "sleep": IDLE_SLEEP,
                  "interrupt": IDLE_INTERRUPT}
 
-cdef reactor_t *g_reactors[LCORE_MAX]   # written by init and fini, with no reactor running
-cdef mempool_t *g_messages = NULL       # likewise
+cdef mempool_t *g_messages = NULL       # written by init and fini, with no reactor running
 cdef bint g_prepared = False            # leave_nothing_running was called; control thread
-
-
-cdef reactor_t *reactor_of(uint32_t lcore) noexcept nogil:
-    """Return the reactor of an lcore, or NULL when it has none."""
-    return g_reactors[lcore] if lcore < LCORE_MAX else NULL
 
 
 cdef reactor_t *reactor_current() noexcept nogil:
@@ -277,6 +272,7 @@ cdef int reactor_loop(void *arg) noexcept nogil:
     thread_name(name)
     interrupt_admit()
     g_current = r
+    store_relaxed_u64(&r.mark, thread_mark())
     r.now = ticks_now()
     store_release_u32(&r.tid, gettid())
     while load_relaxed_u32(<uint32_t *>&r.state) == REACTOR_RUNNING:
@@ -289,6 +285,7 @@ cdef int reactor_loop(void *arg) noexcept nogil:
     while run_events(r, False) or r.deferred is not NULL or ring_count(r.events):
         run_deferred(r)
     g_current = NULL
+    store_relaxed_u64(&r.mark, 0)
     store_release_u32(<uint32_t *>&r.state, REACTOR_STOPPED)
     return 0
 
