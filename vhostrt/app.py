@@ -69,11 +69,13 @@ def start(opts: AppOpts | None = None, start_fn: Any = None, arg: Any = None) ->
 async def run(opts: AppOpts | None = None, start_fn: Any = None, arg: Any = None) -> int:
     """As start(), in the running loop of the calling thread."""
     from vhostrt.steps import all_steps
+    from vhostrt.subsystems import SchedulerSubsystem
     opts = AppOpts() if opts is None else opts
     if (before := current()) is not None:
         raise RuntimeError(f"the application {before.options.name} has not ended: "
                            "vhostrt.app.fini() comes first")
-    app = App(opts, all_steps(), starter(start_fn, arg), opts.shutdown_cb, opts.subsystems)
+    app = App(opts, all_steps(), starter(start_fn, arg), opts.shutdown_cb,
+              [SchedulerSubsystem(), *opts.subsystems])
     signals = handled_signals(opts)
     log.set_up(opts.print_level, opts.log_flags)
     log.open_system(opts.name)

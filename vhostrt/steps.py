@@ -164,10 +164,12 @@ class Reactors(Step):
 
     async def stop(self, app: App) -> None:
         from vhostrt.event import app as compiled
-        from vhostrt.event import control, reactor
+        from vhostrt.event import control, reactor, thread
         await pollers.end_all()         # they may use reactors
         # Joining blocks, and a reactor may still want an answer of this thread.
         await asyncio.to_thread(reactor.stop)
+        for name in thread.left_behind():
+            log.error(f"spdk_thread_exit() was not called on thread '{name}'")
         control.stop()
         compiled.close()
         lost = reactor.fini()

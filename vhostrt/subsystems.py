@@ -3,13 +3,31 @@
 Threads: the control thread.
 """
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vhostrt.options import Options
 from vhostrt.subsystem import Subsystem
 
 if TYPE_CHECKING:
     from vhostrt.event.watchdog import Watchdog
+
+
+class SchedulerSubsystem(Subsystem):
+    """Where light threads run; before its start the scheduler can be chosen already."""
+
+    name = "scheduler"
+
+    async def init(self) -> None:
+        from vhostrt.event.scheduler import scheduling
+        scheduling.start()
+
+    async def fini(self) -> None:
+        from vhostrt.event.scheduler import scheduling
+        await scheduling.stop()
+
+    def config(self) -> list[dict[str, Any]]:
+        from vhostrt.event.scheduler import scheduling
+        return scheduling.config()
 
 
 class BdevSubsystem(Subsystem):
@@ -53,4 +71,4 @@ class VhostBlkSubsystem(Subsystem):
 
 def all_subsystems(options: Options) -> list[Subsystem]:
     """Make the subsystems of one run."""
-    return [BdevSubsystem(), VhostBlkSubsystem(options.socket_dir)]
+    return [SchedulerSubsystem(), BdevSubsystem(), VhostBlkSubsystem(options.socket_dir)]

@@ -1,14 +1,11 @@
-"""vhostrt.event.reactor and thread, as the control thread sees them."""
-import asyncio
+"""vhostrt.event.reactor, as the control thread sees them."""
 import os
 
 import pytest
 
 from tests.event.conftest import CPUS, running
-from tests.lib.reactors import reactors
 from vhostrt.env import lcore, memory
-from vhostrt.event import reactor, thread
-from vhostrt.event.thread import Thread
+from vhostrt.event import reactor
 
 
 def test_start_and_stop_can_be_repeated():
@@ -90,24 +87,3 @@ def test_no_memory_for_a_reactor():
         assert sorted(os.listdir("/proc/self/fd")) == before
     finally:
         lcore.fini()
-
-
-def test_threads():
-    async def main():
-        async with reactors(2):
-            one, two = Thread("one"), Thread("two", [1])
-            assert two.id > one.id > 1
-            assert (one.lcore, one.cpumask, two.cpumask) == (-1, None, frozenset([1]))
-            assert [t for t in thread.threads() if t in (one, two)] == [one, two]
-            await one.attach(1)
-            assert one.lcore == 1 and reactor.stats(1)["threads"] == 1
-            assert one.busy == 0 and one.elapsed > 0
-            with pytest.raises(OSError, match="core 7"):
-                await two.attach(7)
-            assert two.lcore == -1
-            await one.detach()
-            assert one.lcore == -1 and reactor.stats(1)["threads"] == 0
-            gone = one.id
-            del one
-            assert gone not in [t.id for t in thread.threads()]
-    asyncio.run(main())

@@ -17,8 +17,8 @@ STARTUP, RUNTIME = 1, 2                 # the states of the RPC, as a method's m
 FOREIGN_METHODS = frozenset((
     "bdev_nvme_set_hotplug", "bdev_nvme_set_options", "bdev_raid_set_options", "bdev_set_options",
     "bdev_virtio_blk_set_hotplug", "bdev_wait_for_examine", "bdev_iscsi_set_options",
-    "framework_set_scheduler", "iscsi_set_options", "nvmf_set_config", "nvmf_set_crdt",
-    "nvmf_set_max_subsystems", "scheduler_set_options", "vmd_enable",
+    "iscsi_set_options", "nvmf_set_config", "nvmf_set_crdt", "nvmf_set_max_subsystems",
+    "vmd_enable",
 ))
 FOREIGN_PREFIXES = ("accel_", "iobuf_", "keyring_", "sock_")
 

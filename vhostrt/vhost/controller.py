@@ -16,6 +16,7 @@ import struct
 from vhostrt import log
 from vhostrt.bdev import registry
 from vhostrt.event import reactor
+from vhostrt.event.scheduler import scheduling
 from vhostrt.vhost import view
 from vhostrt.vhost.messages import RINGS_MAX, Feature, bits
 from vhostrt.vhost.session import Session
@@ -101,20 +102,15 @@ class BlkController:
             raise OSError(errno.ENOSPC, f"the clients of controller {self.name} have "
                                         f"{SESSION_RINGS_MAX} rings at most")
 
-    def place(self, size: int) -> int:
-        """Return the lcore of our mask on which the fewest queues run, for a ring of `size`.
+    def place(self, size: int, name: str) -> int:
+        """Return the least loaded lcore of our mask, for a ring of `size` and its thread's name.
 
         OSError(ENOSPC): the rings of this controller would have more than SLOTS_MAX descriptors.
         """
         if size + sum(queue.size for queue in self.queues()) > SLOTS_MAX:
             raise OSError(errno.ENOSPC, f"the rings of controller {self.name} have {SLOTS_MAX} "
                                         "descriptors at most")
-        load = dict.fromkeys(sorted(self.lcores), 0)
-        for controller in controllers.values():
-            for queue in controller.queues():
-                if queue.lcore in load:
-                    load[queue.lcore] += 1
-        return min(load, key=load.__getitem__)
+        return scheduling.place(self.lcores, name)
 
     async def open_channel(self, lcore: int):
         """Return a channel to the bdev for one queue, or None when the bdev has been removed."""

@@ -5,6 +5,8 @@ Threads: the control thread.
 Fails:   ProtocolError when a message cannot be applied.
 """
 import asyncio
+import errno
+import functools
 
 from vhostrt import log
 from vhostrt.event.thread import Thread
@@ -92,8 +94,10 @@ class Ring:
         """Serve the ring on a reactor of the controller's; with the lock."""
         session = self.session
         controller = session.controller
-        lcore = controller.place(self.size)
-        thread = Thread(f"{controller.name}.vq{self.index}", controller.lcores)
+        name = f"{controller.name}.vq{self.index}"
+        lcore = controller.place(self.size, name)
+        thread = Thread(name, controller.lcores)
+        thread.mover = functools.partial(self.move, thread)
         queue = BlkQueue(self.index, self.size, thread, session.broken, controller.serial)
         channel = await controller.open_channel(lcore)
         try:
@@ -116,6 +120,30 @@ class Ring:
             self.next_avail, self.fds = await self.queue.stop()
             self.queue = None
             await self.session.controller.close_channel(channel)
+
+    async def move(self, thread: Thread, lcore: int) -> None:
+        """Take the thread of the queue to another reactor. What comes for the ring meanwhile waits
+        for the lock.
+
+        OSError: the ring goes on where it was, or that thread serves it no more (EIO).
+        """
+        async with self.lock:
+            if self.queue is None or self.queue.thread is not thread:
+                raise OSError(errno.EIO, f"the thread {thread.name} serves its ring no more")
+            if self.queue.lcore == lcore:
+                return
+            controller = self.session.controller
+            channel = None
+            # The bdev may have been removed: then there is no channel to have.
+            if self.queue.channel is not None:
+                channel = await controller.open_channel(lcore)
+            try:
+                old = await self.queue.move(lcore, channel)
+            except BaseException:
+                await controller.close_channel(channel)
+                raise
+            await controller.close_channel(old)
+        log.info("vhost", f"{controller.name}: ring {self.index} runs on core {lcore} now")
 
     async def set_view(self, view) -> None:
         """Have a running queue take a new memory table."""

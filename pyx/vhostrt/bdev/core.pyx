@@ -174,6 +174,11 @@ cdef class Channel:
         free(self.c)
 
     @property
+    def name(self) -> str:
+        """As thread_get_io_channels shows it."""
+        return f"bdev_{self.bdev.name}"
+
+    @property
     def lcore(self) -> int:
         return self.c.lcore
 

@@ -17,6 +17,7 @@ cdef struct station_t:
 cdef class Station:
     cdef station_t *s           # owned by the subclass; 64-aligned
     cdef Thread thread
+    cdef str device             # what its channels are shown as
     cdef int users              # channels
     cdef object attached        # asyncio.Future of the attach event
 

@@ -1,7 +1,7 @@
 """What the channels of one module share on one reactor: a light thread with one active poller.
 
 A module keeps a dict of its stations by lcore.  enter() makes the station with the first channel of
-a reactor, off the reactor, and attaches it; leave() detaches and frees it with the last.
+a reactor, off the reactor, and attaches it; leave() ends and frees it with the last.
 """
 import asyncio
 
@@ -9,7 +9,7 @@ from libc.string cimport memset
 from vhostrt.base.check cimport check
 from vhostrt.event.control cimport call_on, call_t
 from vhostrt.event.poller cimport poller_register, poller_unregister
-from vhostrt.event.reactor cimport reactor_current, thread_attach, thread_detach
+from vhostrt.event.reactor cimport reactor_current, thread_attach
 from vhostrt.event.thread cimport Thread
 
 cdef extern from "<stdlib.h>" nogil:
@@ -37,11 +37,10 @@ cdef int station_attach(call_t *call) noexcept nogil:
     return 0
 
 
-cdef int station_detach(call_t *call) noexcept nogil:
+cdef int station_end(call_t *call) noexcept nogil:
     cdef station_t *s = <station_t *>call.arg
     check(s.inflight == 0)              # every channel was idle when it was closed
     poller_unregister(&s.poller)
-    thread_detach(s.thread)
     return 0
 
 
@@ -50,10 +49,11 @@ cdef class Station:
 
     def start(self, str name not None, int lcore):
         """Send the event that attaches it; OSError when there is no reactor on that lcore."""
-        self.thread = Thread(f"{name}_{lcore}", {lcore})
-        self.thread.lcore = lcore
+        self.device = f"{name}_module"
+        self.thread = Thread(f"{name}_{lcore}", {lcore}, bound=True)
         self.s.thread = self.thread.t
         self.attached = call_on(lcore, station_attach, self.s, self)
+        self.thread.note_lcore(lcore)
 
     @property
     def lcore(self) -> int:
@@ -71,6 +71,7 @@ async def enter(dict stations not None, str name not None, int lcore, kind):
         station.start(name, lcore)
         stations[lcore] = station
     station.users += 1
+    station.thread.hold(station.device)
     try:
         # Shielded, since several may wait for the one future and any of them may be cancelled.
         await asyncio.shield(station.attached)
@@ -83,11 +84,12 @@ async def enter(dict stations not None, str name not None, int lcore, kind):
 async def leave(dict stations not None, Station station not None):
     """Give a station back; the last user detaches it from its reactor.  It is idle by then."""
     station.users -= 1
+    station.thread.let_go(station.device)
     if station.users:
         return
     lcore = station.thread.lcore
     # A channel opened from now on gets a station of its own.
     del stations[lcore]
     # Events of one sender run in order: also a station whose attach is under way may go.
-    await call_on(lcore, station_detach, station.s, station)
-    station.thread.lcore = -1
+    await call_on(lcore, station_end, station.s, station)
+    await station.thread.exit()

@@ -2,7 +2,7 @@
 
 A message waits in the thread, not in a reactor: a thread takes its messages along when it moves.
 
-Owner:    a msg_t given to thread_send_node belongs to the thread until it has run.
+Owner:    a msg_t that was taken from the sender belongs to the thread until it has run.
 Threads:  senders: any; thread_send_critical also from a signal handler.  The thread outlives them.
 Fails:    -errno: the message was not taken.  None is lost.
 """
@@ -17,7 +17,8 @@ cdef enum:
     MSG_BATCH = 8               # messages of a thread that run in one pass
 
 cdef int thread_send_msg(thread_t *thread, msg_fn fn, void *ctx) noexcept nogil
-cdef void thread_send_node(thread_t *thread, msg_t *msg) noexcept nogil
+cdef int thread_send_node(thread_t *thread, msg_t *msg) noexcept nogil
+cdef void thread_deliver(thread_t *thread, msg_t *msg) noexcept nogil
 cdef int thread_send_critical(thread_t *thread, msg_fn fn) noexcept nogil
 
 

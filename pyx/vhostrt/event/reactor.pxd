@@ -7,7 +7,7 @@ Threads:  reactor_of, reactor_current, reactor_wake: any.  Threads, pollers and 
 """
 from libc.stdint cimport uint32_t, uint64_t
 from vhostrt.base.atomics cimport (fence_full, fence_signal, load_relaxed_u32, load_relaxed_u64,
-                                   u32_line, u64_line)
+                                   store_relaxed_u64, u32_line, u64_line)
 from vhostrt.base.pthreads cimport thread_mark
 from vhostrt.env.lcore cimport LCORE_MAX
 from vhostrt.env.mempool cimport mempool_t
@@ -94,6 +94,9 @@ cdef struct thread_t:
     uint32_t timed_count
     uint32_t paused_count
     reactor_t *reactor          # NULL while it is on none; read by senders of messages
+    uint32_t exiting            # 1: takes no messages of others any more; the control thread's
+    uint32_t holds              # answers that it waits for itself, before it can end; its own
+    void *channels              # io_channel_t *: its I/O channels; see iochannel
     thread_t *prev
     thread_t *next
     msg_t *msg_head             # the oldest message, taken already, or the stub
@@ -207,9 +210,29 @@ cdef inline void reactor_wake(reactor_t *reactor) noexcept nogil:
         reactor_rouse(reactor)
 
 
+cdef inline void account_idle(reactor_t *reactor, uint64_t now) noexcept nogil:
+    """Count the time since the last look at the clock as idle: the kernel had it.
+
+    Otherwise it would be busy time of what is found to do next.
+    """
+    store_relaxed_u64(&reactor.idle_ticks, reactor.idle_ticks + now - reactor.now)
+    reactor.now = now
+
+
 cdef inline void reactor_defer(reactor_t *reactor, deferred_t *d) noexcept nogil:
     """Run d.run(d.arg) once at the end of this iteration; nothing when it is queued already."""
     if not d.queued:
         d.queued = True
         d.next = reactor.deferred
         reactor.deferred = d
+
+
+cdef inline void reactor_defer_last(reactor_t *reactor, deferred_t *d) noexcept nogil:
+    """As reactor_defer, behind all that is put off so far."""
+    cdef deferred_t **end = &reactor.deferred
+    if not d.queued:
+        while end[0] is not NULL:
+            end = &end[0].next
+        d.queued = True
+        d.next = NULL
+        end[0] = d

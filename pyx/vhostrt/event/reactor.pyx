@@ -29,7 +29,7 @@ from vhostrt.env.ring cimport RING_MP_SC, ring_count, ring_create, ring_free
 from vhostrt.event.events cimport event_call_on, events_unkeep, run_events
 from vhostrt.event.loop_trace cimport (REACTOR_ATTACH, REACTOR_DETACH, run_events_traced,
                                        run_messages_traced, trace_busy)
-from vhostrt.event.message cimport run_messages
+from vhostrt.event.message cimport has_messages, run_messages
 from vhostrt.event.poller cimport run_active, run_timers
 from vhostrt.event.pools cimport pool_create, pool_free
 from vhostrt.event.trace cimport (TRACE_REACTOR, TRACE_THREAD, trace, trace_any,
@@ -70,6 +70,8 @@ cdef enum:
 IDLE_POLICIES = {"spin": IDLE_SPIN, "yield": IDLE_YIELD, "sleep": IDLE_SLEEP,
                  "interrupt": IDLE_INTERRUPT}
 
+at_fini = []                            # called, without arguments, when the reactors are gone
+
 cdef mempool_t *g_messages = NULL       # written by init and fini, with no reactor running
 cdef bint g_prepared = False            # leave_nothing_running was called; control thread
 
@@ -107,10 +109,14 @@ cdef void thread_init(thread_t *thread) noexcept nogil:
 
 cdef void thread_attach(reactor_t *r, thread_t *thread) noexcept nogil:
     """Poll a thread on this reactor from now on.  On that reactor."""
+    cdef uint64_t now = ticks_now()
     check(thread.reactor is NULL)
     if thread.msg_head is NULL:
         thread_init(thread)
-    store_relaxed_u64(&thread.since, ticks_now())
+    # What has gone by since the last look at the clock is not the thread's work.
+    store_relaxed_u64(&r.busy_ticks, r.busy_ticks + now - r.now)
+    r.now = now
+    store_relaxed_u64(&thread.since, now)
     # Release: who sends to the thread now finds us, and what it sent before is looked at.
     store_release_ptr(&thread.reactor, r)
     if r.threads is NULL:
@@ -237,6 +243,7 @@ cdef inline void reactor_idle(reactor_t *r) noexcept nogil:
     if r.idle_policy == IDLE_YIELD:
         if r.idle_iterations % YIELD_ITERATIONS == 0:
             sched_yield()
+            account_idle(r, ticks_now())
         return
     if r.idle_since == 0:
         r.idle_since = r.now
@@ -263,6 +270,21 @@ cdef inline bint reactor_iterate(reactor_t *r) noexcept nogil:
     return busy
 
 
+cdef bint run_left(reactor_t *r) noexcept nogil:
+    """At the end, run messages of the threads that are still here; False when none is left."""
+    cdef uint32_t left = r.thread_count
+    cdef thread_t *thread = r.threads
+    cdef bint any_ = False
+    while left and thread is not NULL:
+        left -= 1
+        r.cursor = thread.next
+        r.thread = thread
+        any_ |= run_messages(r, thread) > 0 or has_messages(thread)
+        r.thread = NULL
+        thread = r.cursor
+    return any_
+
+
 cdef int reactor_loop(void *arg) noexcept nogil:
     """The lcore's function.  Without bound: it ends when the control thread says so."""
     global g_current
@@ -282,8 +304,10 @@ cdef int reactor_loop(void *arg) noexcept nogil:
         else:
             reactor_idle(r)
     # Nothing that was taken is dropped: run what is left, and what that sends.
-    while run_events(r, False) or r.deferred is not NULL or ring_count(r.events):
+    while run_events(r, False) or r.deferred is not NULL or ring_count(r.events) or run_left(r):
         run_deferred(r)
+    while r.threads is not NULL:        # they should have ended before us
+        thread_detach(r.threads)
     g_current = NULL
     store_relaxed_u64(&r.mark, 0)
     store_release_u32(<uint32_t *>&r.state, REACTOR_STOPPED)
@@ -466,6 +490,8 @@ def fini() -> int:
         reactor_free(r)
     pool_free(g_messages)
     g_messages = NULL
+    for each in at_fini:
+        each()
     return lost
 
 

@@ -1,66 +1,342 @@
-"""Light threads as the control thread holds them: a name, an id, and the reactor they run on.
+"""Light threads: made, moved and ended by the control thread, and walked over from anywhere.
 
-Threads:  all of it belongs to the control thread.
-Source:   thread_get_stats, framework_get_reactors.
+A thread ends in order: from exit() on it takes no messages of others; when every reactor has
+answered an event after that, none is on its way any more; and when it has run what it has, and has
+no poller, no channel and no answer to wait for, it leaves its reactor.
+
+Source:   spdk_thread_create, _exit, _bind, spdk_for_each_thread; thread_get_stats.
 """
+import asyncio
 import itertools
+import time
 import weakref
 
-from libc.stdlib cimport free
+from cpython.pycapsule cimport PyCapsule_CheckExact, PyCapsule_GetName, PyCapsule_GetPointer
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.errno cimport EAGAIN, EINVAL, EIO, ENODEV, ENOMEM, EPERM
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memset
-from vhostrt.base.atomics cimport load_relaxed_u64
+from vhostrt.base.atomics cimport load_relaxed_u64, store_release_u32
+from vhostrt.base.check cimport check
+from vhostrt.base.errors cimport ok, os_error
 from vhostrt.base.ticks cimport ticks_now
-from vhostrt.event.control cimport call_on, call_t
-from vhostrt.event.reactor cimport thread_attach, thread_detach, thread_init, thread_t
+from vhostrt.event.control cimport (CALL_PENDING, call_done, call_on, call_t, control_thread,
+                                    thread_current)
+from vhostrt.event.events cimport event_send
+from vhostrt.event.message cimport has_messages, thread_deliver, thread_send_node
+from vhostrt.event.post cimport control_node_t, control_post
+from vhostrt.event.reactor cimport (deferred_t, msg_t, reactor_defer_last, reactor_t, thread_attach,
+                                    thread_detach, thread_init)
+
+from vhostrt import log
+from vhostrt.event import reactor
 
 from vhostrt.event import trace as tracing
 
 cdef extern from "<stdlib.h>" nogil:
     void *aligned_alloc(size_t align, size_t size)
 
+cdef enum:
+    LEFT_POLLERS = 1                    # what keeps a thread from its end
+    LEFT_CHANNELS = 2
+    LEFT_ANSWERS = 4
+    LEFT_MESSAGES = 8
+
+EXIT_S = 5.0                            # how long exit() waits before it uses force
+LOOK_S = 0.001                          # between two looks whether a thread can end, at first ...
+LOOK_MOST_S = 0.02                      # ... and at last
+LEFT = ("pollers", "I/O channels", "answers that are on their way to it", "messages")
+
 g_ids = itertools.count(2)              # 1 is app_thread, the control thread's own
 g_threads = weakref.WeakValueDictionary()
+g_running = {}                          # those that are attached, by id
+g_forced = []                           # those that ended by force: others may still point to them
+g_app = None                            # the Thread of app_thread, once it was asked for
+g_tasks = set()                         # that go on when who waits for them does not
+
+
+# On a reactor
+
+cdef struct leaving_t:
+    # A thread that leaves its reactor, for another one or for good.
+    deferred_t last             # at the end of an iteration, behind all that others put off
+    call_t *call
+    thread_t *thread
+    int lcore                   # where it goes; -1: it ends
+    bint by_force               # whatever is left
+    int left                    # LEFT_...: why it did not end, or what is left behind
 
 
 cdef int attach(call_t *call) noexcept nogil:
-    cdef thread_t *thread = <thread_t *>call.arg
-    thread_attach(call.event.reactor, thread)
+    thread_attach(call.event.reactor, <thread_t *>call.arg)
     return 0
 
 
-cdef int detach(call_t *call) noexcept nogil:
-    thread_detach(<thread_t *>call.arg)
+cdef int left_of(thread_t *thread) noexcept nogil:
+    """Return what keeps a thread from its end, LEFT_..."""
+    cdef bint pollers = (thread.active is not NULL or thread.paused is not NULL
+                         or thread.timers is not NULL)
+    cdef int left = 0
+    cdef uint32_t i
+    for i in range(thread.lane_count):
+        pollers |= thread.lanes[i].first is not NULL
+    if pollers:
+        left |= LEFT_POLLERS
+    if thread.channels is not NULL:
+        left |= LEFT_CHANNELS
+    if thread.holds:
+        left |= LEFT_ANSWERS
+    if has_messages(thread):
+        left |= LEFT_MESSAGES
+    return left
+
+
+cdef int end(leaving_t *l) noexcept nogil:
+    """End a thread, or answer with what keeps it."""
+    l.left = left_of(l.thread)
+    if l.left and not l.by_force:
+        return l.left
+    thread_detach(l.thread)
     return 0
 
+
+cdef void arrive(void *arg1, void *arg2) noexcept nogil:
+    """On the new reactor."""
+    cdef call_t *call = <call_t *>arg1
+    thread_attach(call.event.reactor, (<leaving_t *>call.arg).thread)
+    call_done(call, 0)
+
+
+cdef void depart(leaving_t *l, reactor_t *r) noexcept nogil:
+    """Send the thread to another reactor; it stays when that one cannot take it."""
+    cdef int rc
+    thread_detach(l.thread)
+    l.call.event.fn = arrive
+    rc = event_send(<uint32_t>l.lcore, &l.call.event)
+    if rc < 0:
+        thread_attach(r, l.thread)
+        call_done(l.call, rc)
+
+
+cdef void leave(void *arg) noexcept nogil:
+    """At the end of an iteration: what was put off in it on behalf of the thread has run."""
+    cdef leaving_t *l = <leaving_t *>arg
+    cdef reactor_t *r = l.thread.reactor
+    cdef deferred_t *d = r.deferred
+    while d is not NULL and d.run is leave:
+        d = d.next
+    if d is not NULL:
+        reactor_defer_last(r, &l.last)
+    elif l.lcore < 0:
+        call_done(l.call, end(l))
+    else:
+        depart(l, r)
+
+
+cdef int leave_call(call_t *call) noexcept nogil:
+    cdef leaving_t *l = <leaving_t *>call.arg
+    check(l.thread.reactor is call.event.reactor)
+    l.call = call
+    l.last.run = leave
+    l.last.arg = l
+    reactor_defer_last(call.event.reactor, &l.last)
+    return CALL_PENDING
+
+
+cdef int answer(call_t *call) noexcept nogil:
+    return 0
+
+
+cdef class Leaving:
+    cdef leaving_t l
+
+
+# Calls
+
+cdef struct thread_call_t:
+    control_node_t node
+    msg_t msg
+    thread_call_fn fn
+    void *arg
+    int rc
+    void *future                # owned reference: asyncio.Future of the answer
+    void *keep                  # owned reference: what arg points into
+
+
+cdef void call_run(void *ctx) noexcept nogil:
+    cdef thread_call_t *call = <thread_call_t *>ctx
+    call.rc = call.fn(call.arg)
+    control_post(&call.node)
+
+
+cdef void call_answer(void *arg) noexcept:
+    """Set the future's result.  A wait that was cancelled no longer wants it."""
+    cdef thread_call_t *call = <thread_call_t *>arg
+    future = <object>call.future
+    keep = <object>call.keep
+    Py_DECREF(future)
+    Py_DECREF(keep)
+    if not future.done():
+        future.set_result(call.rc)
+    free(call)
+
+
+cdef object thread_call(Thread light, thread_call_fn fn, void *arg, object keep):
+    """Run fn(arg) on a light thread and return an asyncio.Future of its answer (int).
+
+    `keep` is held until the answer is there: the object that arg points into.
+    OSError(EIO) when the thread does not run, or is ending.
+    """
+    future = asyncio.get_running_loop().create_future()
+    cdef thread_call_t *call = <thread_call_t *>calloc(1, sizeof(thread_call_t))
+    cdef int rc
+    if call is NULL:
+        raise MemoryError
+    call.node.run = call_answer
+    call.node.arg = call
+    call.msg.fn = call_run
+    call.msg.ctx = call
+    call.fn = fn
+    call.arg = arg
+    call.future = <void *>future
+    call.keep = <void *>keep
+    rc = thread_send_node(light.t, &call.msg) if light.running else -EIO
+    if rc < 0:
+        free(call)
+        raise os_error(rc, f"message to the thread {light.name}")
+    # Before the answer: that comes through the loop, which is ours.
+    Py_INCREF(future)
+    Py_INCREF(keep)
+    return future
+
+
+cdef void *c_function(fn) except NULL:
+    """Return the address in a capsule, of a function as Cython exports them or without a name."""
+    if not PyCapsule_CheckExact(fn):
+        raise TypeError(f"{fn!r} is not the capsule of a C function int (*)(void *): a reactor "
+                        "cannot run Python")
+    cdef const char *name = PyCapsule_GetName(fn)
+    if name is not NULL and name not in (b"int (void *)", b"int (void *) noexcept"):
+        raise TypeError(f"the capsule holds a {name.decode()!r} where int (void *) is wanted")
+    return PyCapsule_GetPointer(fn, name)
+
+
+# Walks
+
+cdef struct walk_t:
+    control_node_t node         # first: on the control thread, go on to the next thread
+    msg_t msg
+    msg_fn fn
+    void *ctx
+    msg_fn cpl
+    thread_t *origin
+    uint64_t at                 # id of the thread that was visited last
+
+
+cdef void walk_visit(void *arg) noexcept nogil:
+    cdef walk_t *walk = <walk_t *>arg
+    walk.fn(walk.ctx)
+    control_post(&walk.node)
+
+
+cdef void walk_end(void *arg) noexcept nogil:
+    cdef walk_t *walk = <walk_t *>arg
+    walk.origin.holds -= 1
+    if walk.cpl is not NULL:
+        walk.cpl(walk.ctx)
+    free(walk)
+
+
+cdef void walk_on(void *arg) noexcept:
+    """On the control thread, which alone knows the threads.
+
+    The next one runs, so it does not end before it has had the message.
+    """
+    cdef walk_t *walk = <walk_t *>arg
+    cdef Thread light
+    for light in threads():
+        if light.t.id > walk.at and light.running:
+            walk.at = light.t.id
+            walk.msg.fn = walk_visit
+            if thread_send_node(light.t, &walk.msg) == 0:
+                return
+    walk.msg.fn = walk_end
+    thread_deliver(walk.origin, &walk.msg)
+
+
+cdef int for_each_thread(msg_fn fn, void *ctx, msg_fn cpl) noexcept nogil:
+    """Run fn(ctx) on every light thread that runs, one after the other by id, then cpl(ctx), which
+    may be NULL, on the caller's.
+
+    0; or -EINVAL: the caller is no light thread.  -ENODEV: the control thread's loop does not run.
+    -ENOMEM.
+    """
+    cdef thread_t *origin = thread_current()
+    cdef walk_t *walk
+    if origin is NULL:
+        return -EINVAL
+    if control_thread() is NULL:
+        return -ENODEV
+    walk = <walk_t *>calloc(1, sizeof(walk_t))
+    if walk is NULL:
+        return -ENOMEM
+    walk.node.run = walk_on
+    walk.node.arg = walk
+    walk.msg.ctx = walk
+    walk.fn = fn
+    walk.ctx = ctx
+    walk.cpl = cpl
+    walk.origin = origin
+    origin.holds += 1
+    control_post(&walk.node)
+    return 0
+
+
+# On the control thread
 
 cdef class Thread:
-    """A light thread.  Pollers are registered on its thread_t, by events to its reactor.
+    """A light thread.  Pollers are registered on its thread_t, by events or messages to it.
 
     name: str, for people.  cpumask: lcores (iterable of int) it may run on; None for all.
+    bound: it stays on the lcore that it is attached to.
     """
 
-    def __cinit__(self, str name not None, cpumask=None):
+    def __cinit__(self, str name not None, cpumask=None, *, bint bound=False):
         self.t = <thread_t *>aligned_alloc(64, (sizeof(thread_t) + 63) & ~<size_t>63)
         if self.t is NULL:
             raise MemoryError
+        self.owned = True
         memset(self.t, 0, sizeof(thread_t))
         thread_init(self.t)
         self.name = name
         self.c_name = name.encode()
         self.t.name = self.c_name
-        self.t.id = next(g_ids)
-        self.lcore = -1
+        self.lcore = self.first_lcore = -1
         self.cpumask = None if cpumask is None else frozenset(cpumask)
+        self.bound = bound
         self.created = ticks_now()
+        self.held = {}
+        self.lock = asyncio.Lock()
+
+    def __init__(self, str name not None, cpumask=None, *, bint bound=False):
+        self.t.id = next(g_ids)
         g_threads[self.t.id] = self
         tracing.name_owner(self.t.id, name)
 
     def __dealloc__(self):
-        free(self.t)
+        if self.owned:
+            check(self.t is NULL or self.t.reactor is NULL)
+            free(self.t)
 
     @property
     def id(self) -> int:
         return self.t.id
+
+    @property
+    def running(self) -> bool:
+        """Whether it takes messages and runs them, now or after its move."""
+        return (self.lcore >= 0 or not self.owned) and not self.t.exiting
 
     @property
     def busy(self) -> int:
@@ -68,25 +344,267 @@ cdef class Thread:
         return load_relaxed_u64(&self.t.busy_ticks)
 
     @property
+    def lived(self) -> int:
+        """Ticks on reactors; of app_thread, since the control thread listens."""
+        cdef uint64_t since = load_relaxed_u64(&self.t.since)
+        return load_relaxed_u64(&self.t.lived) + (ticks_now() - since if since else 0)
+
+    @property
+    def idle(self) -> int:
+        """Ticks on reactors in which it did no work."""
+        return max(self.lived - self.busy, 0)
+
+    @property
+    def messages(self) -> int:
+        """How many it has run."""
+        return load_relaxed_u64(&self.t.messages)
+
+    @property
     def elapsed(self) -> int:
         """Ticks since it was made."""
         return ticks_now() - self.created
 
+    def lcores(self) -> frozenset:
+        """Return the lcores with a reactor that it may run on."""
+        there = frozenset(reactor.lcores())
+        if self.bound:
+            return there & {self.lcore}
+        return there if self.cpumask is None else there & self.cpumask
+
+    def set_lcores(self, lcores):
+        """Let it run on these lcores (iterable of int; None for all) from now on; it does not move.
+
+        OSError(EPERM) when it is bound to one.
+        """
+        if self.bound or not self.owned:
+            raise OSError(EPERM, f"the thread {self.name} is bound to where it runs")
+        self.cpumask = None if lcores is None else frozenset(lcores)
+
+    # Channels of parts that open them from the control thread
+
+    def hold(self, str name not None):
+        """Note that it has one channel more to what is called `name`, which iochannel does not know
+        of, as opening it may block."""
+        self.held[name] = self.held.get(name, 0) + 1
+
+    def let_go(self, str name not None):
+        """Note that it has one channel less."""
+        self.held[name] -= 1
+        if self.held[name] == 0:
+            del self.held[name]
+
+    # Life
+
     def note_lcore(self, int lcore):
-        """Remember where it runs; by who attaches and detaches it in calls of its own."""
+        """Remember where it runs, -1 for nowhere; by who attaches and detaches it in calls of its
+        own."""
         self.lcore = lcore
+        if lcore >= 0:
+            g_running[self.t.id] = self
+            if self.first_lcore < 0:
+                self.first_lcore = lcore
+        else:
+            g_running.pop(self.t.id, None)
 
     async def attach(self, int lcore):
-        """Be polled by the reactor on `lcore` from now on.  OSError when there is none."""
+        """Be polled by the reactor on `lcore` from now on.  OSError when there is none, or it may
+        not run there."""
+        if self.lcore >= 0 or self.t.exiting or not self.owned:
+            raise RuntimeError(f"the thread {self.name} has been attached before")
+        if self.cpumask is not None and lcore not in self.cpumask:
+            raise OSError(EINVAL, f"the thread {self.name} may not run on core {lcore}")
         await call_on(lcore, attach, self.t, self)
-        self.lcore = lcore
+        self.note_lcore(lcore)
 
-    async def detach(self):
-        """Be polled no more; every poller has been unregistered before."""
-        await call_on(self.lcore, detach, self.t, self)
-        self.lcore = -1
+    async def move(self, int lcore):
+        """Be polled by another reactor, with pollers, messages and channels; the mover knows how
+        where there is one.  Cancelling this ends the wait, not the move.
+
+        OSError: EPERM when it is bound to its core, ENODEV when there is no reactor on that one,
+        EIO when it does not run; and what the mover raises.
+        """
+        if self.bound or not self.owned:
+            raise OSError(EPERM, f"the thread {self.name} is bound to where it runs")
+        if lcore not in reactor.lcores():
+            raise os_error(-ENODEV, f"move of the thread {self.name} to core {lcore}")
+        mover = self.go if self.mover is None else self.mover
+        await to_the_end(mover(lcore))
+
+    async def go(self, int lcore):
+        """Leave the reactor at the end of an iteration and come to the other one."""
+        cdef Leaving leaving = Leaving.__new__(Leaving)
+        async with self.lock:
+            if not self.running:
+                raise os_error(-EIO, f"move of the thread {self.name}")
+            if lcore == self.lcore:
+                return
+            leaving.l.thread = self.t
+            leaving.l.lcore = lcore
+            ok(await call_on(self.lcore, leave_call, &leaving.l, (self, leaving)),
+               f"move of the thread {self.name} to core {lcore}")
+            self.note_lcore(lcore)
+
+    async def exit(self, timeout=EXIT_S):
+        """End: take no messages of others, run those that are there, and leave the reactor when no
+        poller and no channel is left; by force, with a warning, after `timeout` (seconds).
+
+        It may be awaited again.  Cancelling this ends the wait, not the end.
+        """
+        if not self.owned:
+            raise OSError(EPERM, "app_thread ends with the control thread")
+        if self.ending is None:
+            self.ending = asyncio.create_task(self.finish(timeout))
+        await asyncio.shield(self.ending)
+
+    async def finish(self, timeout):
+        async with self.lock:
+            if self.lcore < 0 and has_messages(self.t):
+                await self.attach(min(self.lcores()))
+            store_release_u32(&self.t.exiting, 1)
+            if self.lcore < 0:
+                return
+            try:
+                await grace()
+                await self.leave_in_time(timeout)
+            finally:
+                self.note_lcore(-1)
+
+    async def leave_in_time(self, timeout):
+        end = time.monotonic() + timeout
+        pause = LOOK_S
+        while await self.leave(False):
+            if time.monotonic() >= end:
+                await self.leave(True)
+                return
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LOOK_MOST_S)
+
+    async def leave(self, bint by_force):
+        """Leave the reactor for good; return what keeps it there, 0 when it has gone."""
+        cdef Leaving leaving = Leaving.__new__(Leaving)
+        leaving.l.thread = self.t
+        leaving.l.lcore = -1
+        leaving.l.by_force = by_force
+        rc = ok(await call_on(self.lcore, leave_call, &leaving.l, (self, leaving)),
+                f"end of the thread {self.name}")
+        if by_force and leaving.l.left:
+            left = [what for i, what in enumerate(LEFT) if leaving.l.left >> i & 1]
+            log.warning(f"the thread {self.name} was ended by force; it still has "
+                        + " and ".join(left))
+            g_forced.append(self)
+        return rc
+
+    def call(self, fn, size_t arg=0):
+        """Run a C function there and return an asyncio.Future of its answer (int).
+
+        fn: capsule of an `int (*)(void *arg) noexcept nogil`.  arg: int, what it is given.
+        OSError(EIO) when the thread does not run; TypeError for what is no such function.
+        """
+        return thread_call(self, <thread_call_fn>c_function(fn), <void *>arg, fn)
+
+
+async def grace():
+    """Return when every reactor has been at the beginning of an iteration since."""
+    await asyncio.gather(*(answered(lcore) for lcore in reactor.lcores()))
+
+
+async def answered(int lcore):
+    """Return when a reactor has run an event, or has ended."""
+    while True:
+        try:
+            await call_on(lcore, answer, NULL, None)
+            return
+        except OSError as error:
+            if error.errno != EAGAIN:
+                return
+        await asyncio.sleep(LOOK_S)     # its ring is full
+
+
+async def to_the_end(work):
+    """Await a coroutine; when the wait is cancelled the work goes on."""
+    task = asyncio.create_task(work)
+    g_tasks.add(task)
+    task.add_done_callback(done_with)
+    await asyncio.shield(task)
+
+
+def done_with(task):
+    g_tasks.discard(task)
+    if not task.cancelled():
+        task.exception()                # who waited was told; nobody else has to be
+
+
+def app() -> Thread | None:
+    """Return app_thread, the control thread's own; None while its loop does not listen."""
+    global g_app
+    cdef thread_t *t = control_thread()
+    cdef Thread light
+    if t is NULL:
+        return None
+    light = g_app
+    if light is None or light.t is not t:
+        light = g_app = Thread.__new__(Thread, "app_thread", bound=True)
+        free(light.t)
+        light.owned = False
+        light.t = t
+    light.created = t.since
+    return light
 
 
 def threads() -> list:
-    """Return the Thread objects there are, by id."""
-    return [t for _, t in sorted(g_threads.items())]
+    """Return the Thread objects there are, by id: app_thread first."""
+    control = app()
+    others = [light for _, light in sorted(g_threads.items())]
+    return others if control is None else [control, *others]
+
+
+def get(number) -> Thread:
+    """Return the thread with this id.  KeyError."""
+    return {light.id: light for light in threads()}[number]
+
+
+async def create(str name not None, cpumask=None):
+    """Make a thread, have it polled on the least loaded core that it may run on, and return it.
+
+    cpumask: lcores (iterable of int); None for all.  ValueError when none of them has a reactor.
+    """
+    light = Thread(name, cpumask)
+    lcores = light.lcores()
+    if not lcores:
+        raise ValueError(f"no core that the thread {name} may run on has a reactor")
+    await light.attach(choose(lcores))
+    return light
+
+
+def fewest_threads(lcores) -> int:
+    """Return the one of these lcores with the fewest threads."""
+    return min(sorted(lcores), key=lambda n: reactor.stats(n)["threads"])
+
+
+choose = fewest_threads                 # of lcores (frozenset) one, for a new thread
+
+
+async def for_each(fn, size_t arg=0):
+    """Run a C function (as Thread.call) on every thread that runs, one after the other by id, and
+    return the answers."""
+    visited, answers = 0, []
+    while True:
+        light = next((t for t in threads() if t.id > visited and t.running), None)
+        if light is None:
+            return answers
+        visited = light.id
+        answers.append(await light.call(fn, arg))
+
+
+def left_behind() -> list:
+    """Return the names of threads that run although they should have ended, as the reactors do."""
+    return [light.name for _, light in sorted(g_running.items())]
+
+
+def forget() -> None:
+    """The reactors are gone: forget the threads that were on them."""
+    for light in list(g_running.values()):
+        light.note_lcore(-1)
+
+
+reactor.at_fini.append(forget)

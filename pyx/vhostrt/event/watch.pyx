@@ -17,8 +17,8 @@ from vhostrt.base.ticks cimport ticks_from_us, ticks_hz, ticks_now
 from vhostrt.env.ring cimport ring_count
 from vhostrt.event.loop_trace cimport REACTOR_SLEEP, REACTOR_WAKE
 from vhostrt.event.message cimport has_messages
-from vhostrt.event.reactor cimport (IDLE_INTERRUPT, POLLER_OFF, REACTOR_RUNNING, poller_t,
-                                    reactor_t, thread_t)
+from vhostrt.event.reactor cimport (IDLE_INTERRUPT, POLLER_OFF, REACTOR_RUNNING, account_idle,
+                                    poller_t, reactor_t, thread_t)
 from vhostrt.event.trace cimport trace
 
 cdef extern from "vhostrt/event/watch.h" nogil:
@@ -179,8 +179,9 @@ cdef void wait(reactor_t *r, uint64_t ticks) noexcept nogil:
     watch_wait(r.epoll_fd, ns)
     trace(REACTOR_WAKE, r)
     store_relaxed_u64(&r.sleeps, r.sleeps + 1)
+    account_idle(r, ticks_now())
     if r.idle_policy == IDLE_INTERRUPT:
-        adapt(r, ticks_now() - before)
+        adapt(r, r.now - before)
 
 
 cdef void reactor_sleep(reactor_t *r) noexcept nogil:

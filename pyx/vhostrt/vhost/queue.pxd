@@ -23,6 +23,7 @@ cdef enum:
     QUEUE_STARTED = 1
     QUEUE_DRAINING = 2          # pops nothing more; stops when the last request is done
     QUEUE_BROKEN = 3            # pops nothing more; waits for the control thread to stop it
+    QUEUE_MOVING = 4            # pops nothing; goes to another reactor after the last request
 
 cdef struct lease_t:
     # A queue's hold on one view, until the last request that uses it is done.
@@ -81,6 +82,7 @@ cdef struct queue_t:
     poller_t poller
     control_node_t broken_note
     call_t *stopping            # the call to answer when drained
+    call_t *moving              # likewise, once it has come to another reactor
     uint32_t block_shift        # of the bdev
     char serial[20]             # for GET_ID, NUL padded
 
@@ -125,5 +127,6 @@ cdef class Queue:
     cdef object on_broken               # called with the queue and an errno
     cdef object stopped                 # the answer of stop, once it is asked for; else None
     cdef bint running                   # from start to the answer of stop
+    cdef bint on_the_way                # from one reactor to another
     cdef int make_big(self, uint32_t size) except -1
     cdef int resolve(self, View view, split_t *ring, tuple addresses) except -1

@@ -1,7 +1,7 @@
 """One virtqueue on one reactor: its requests, its life, and what every device does with it.
 
 A queue is made when its ring is started and thrown away when it has stopped.  In between it is
-changed only by events to its reactor: start, set_view, set_fd, set_channel, stop.
+changed only by events to its reactor: start, set_view, set_fd, set_channel, move, stop.
 """
 import asyncio
 
@@ -12,11 +12,13 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from posix.unistd cimport write
 from vhostrt.base.check cimport check
+from vhostrt.base.errors cimport ok
 from vhostrt.bdev.core cimport Channel, bdev_channel_t, iovec
 from vhostrt.event.control cimport CALL_PENDING, call_done, call_on, call_t, control_post
 from vhostrt.event.poller cimport poller_register, poller_unregister
-from vhostrt.event.reactor cimport thread_attach, thread_detach, thread_t
+from vhostrt.event.reactor cimport thread_attach, thread_t
 from vhostrt.event.watch cimport poller_set_fd
+from vhostrt.vhost.queue_move cimport move_call, move_t, queue_leave, stay_call
 from vhostrt.virtio.blk cimport BLK_SECTOR_SHIFT
 from vhostrt.virtio.chain cimport CHAIN_MIN_LIMIT, chain_read, chain_t
 from vhostrt.virtio.split cimport (split_kicks_off, split_kicks_on, split_publish, vring_avail,
@@ -35,6 +37,7 @@ cdef enum:
     FD_CALL = 1
     FD_ERR = 2
 
+MOVE_S = 1.0                            # what a move waits for requests in flight
 FD_KINDS = ("kick", "call", "err")      # in the order of FD_...
 
 
@@ -58,13 +61,12 @@ cdef void queue_call(queue_t *q) noexcept nogil:
 
 
 cdef void queue_finish_stop(queue_t *q) noexcept nogil:
-    """Leave the reactor and answer the call that asked for it with the next index to pop."""
+    """Let go of the ring and answer the call that asked for it with the next index to pop.  The
+    thread, without the poller, is ended by the control thread."""
     cdef call_t *call = q.stopping
-    cdef thread_t *thread = q.poller.thread
     q.stopping = NULL
     q.state = QUEUE_STOPPED
     poller_unregister(&q.poller)
-    thread_detach(thread)
     lease_retire(q.lease)
     q.lease = NULL
     call_done(call, q.ring.next_avail)
@@ -86,8 +88,11 @@ cdef void publish_run(void *arg) noexcept nogil:
     if q.state == QUEUE_STOPPED:
         return
     queue_publish(q)
-    if q.stopping is not NULL and q.inflight == 0:
-        queue_finish_stop(q)
+    if q.inflight == 0:
+        if q.stopping is not NULL:
+            queue_finish_stop(q)
+        elif q.moving is not NULL:
+            queue_leave(q)
 
 
 cdef void queue_break(queue_t *q, int rc) noexcept nogil:
@@ -96,12 +101,10 @@ cdef void queue_break(queue_t *q, int rc) noexcept nogil:
         return
     # Zeros in the place of memory that has gone read as a driver's mistake.
     q.broken_rc = -EFAULT if load_relaxed_u32(q.lease.regions.poisoned) else rc
-    if q.state == QUEUE_STARTED:
-        q.state = QUEUE_BROKEN
+    if q.state != QUEUE_DRAINING:       # whoever stops it does not need to be told
         signal_fd(q.err_fd)
         control_post(&q.broken_note)
-    else:
-        q.state = QUEUE_BROKEN          # draining: whoever stops it does not need to be told
+    q.state = QUEUE_BROKEN
 
 
 cdef void lease_retire(lease_t *lease) noexcept nogil:
@@ -402,7 +405,7 @@ cdef class Queue:
             q.lease = NULL
             raise
         self.view = view
-        self.channel = channel
+        self.show_channel(channel)
         self.running = True
         self.thread.note_lcore(lcore)
         await future
@@ -415,20 +418,22 @@ cdef class Queue:
         """
         if not self.running:
             raise RuntimeError(f"queue {self.index} is not started")
+        if self.on_the_way:
+            raise RuntimeError(f"queue {self.index} is on its way to another core")
         if self.stopped is None:
             self.stopped = call_on(self.thread.lcore, stop_call, self.q, self)
         next_avail = await asyncio.shield(self.stopped)
+        await self.thread.exit()
         if self.running:
             self.running = False
-            self.thread.note_lcore(-1)
+            self.show_channel(None)
             self.view = None
-            self.channel = None
         return next_avail, {"kick": self.q.kick_fd, "call": self.q.call_fd, "err": self.q.err_fd}
 
     def change(self, Change change not None):
         """Send a change to the reactor and return the Future of its answer."""
-        if not self.running or self.stopped is not None:
-            raise RuntimeError(f"queue {self.index} is not started, or is being stopped")
+        if not self.running or self.stopped is not None or self.on_the_way:
+            raise RuntimeError(f"queue {self.index} is not started, is being stopped or moved")
         return call_on(self.thread.lcore, change.fn, change.c, (self, change))
 
     async def set_view(self, View view not None, tuple addresses):
@@ -468,8 +473,46 @@ cdef class Queue:
         change.c.channel = NULL if channel is None else channel.c
         change.c.block_shift = block_shift(channel)
         future = self.change(change)
-        old, self.channel = self.channel, channel
+        old = self.channel
+        self.show_channel(channel)
         await future
+        return old
+
+    def show_channel(self, Channel channel):
+        """Note which channel it has, for itself and among those of its thread."""
+        if self.channel is not None:
+            self.thread.let_go(self.channel.name)
+        self.channel = channel
+        if channel is not None:
+            self.thread.hold(channel.name)
+
+    async def move(self, int lcore, Channel channel, timeout=MOVE_S):
+        """Pop nothing, wait for the requests in flight, and go on at another reactor; return the
+        channel that was in use until then.
+
+        channel: one that was opened for `lcore`; None where there is none now.  Nothing else may be
+        asked of the queue meanwhile, nor may the wait be cancelled.
+        OSError: the queue goes on where it was; ETIMEDOUT when requests were in flight for
+        `timeout` seconds, ENODEV when there is no reactor there, EAGAIN when it is too busy.
+        """
+        cdef Move move = Move.__new__(Move)
+        if not self.running or self.stopped is not None or self.on_the_way:
+            raise RuntimeError(f"queue {self.index} is not started, is being stopped or moved")
+        move.c.q = self.q
+        move.c.lcore = lcore
+        move.c.channel = NULL if channel is None else channel.c
+        moved = call_on(self.thread.lcore, move_call, &move.c, (self, move, channel))
+        self.on_the_way = True
+        try:
+            done, _ = await asyncio.wait((moved,), timeout=timeout)
+            if not done:
+                await call_on(self.thread.lcore, stay_call, self.q, self)
+            ok(await moved, f"move of queue {self.index} to core {lcore}")
+        finally:
+            self.on_the_way = False
+        old = self.channel
+        self.show_channel(channel)
+        self.thread.note_lcore(lcore)
         return old
 
     @property
@@ -480,6 +523,11 @@ cdef class Queue:
     def lcore(self) -> int:
         """Where it runs, or -1."""
         return self.thread.lcore
+
+    @property
+    def moving(self) -> bool:
+        """Whether it is on its way from one reactor to another."""
+        return self.on_the_way
 
     @property
     def broken(self) -> int:
@@ -494,6 +542,11 @@ cdef class Queue:
     def stats(self) -> dict:
         """Return the counters of the queue since it was started."""
         return dict(self.q.stats)
+
+
+cdef class Move:
+    """The C side of a move; alive until its answer."""
+    cdef move_t c
 
 
 cdef class Change:
