@@ -119,3 +119,18 @@ def checked_load(blk, requests: int, seed: int = 1, base: int = 0) -> int:
                 lane.submit(n)
                 sent += n
     return done
+
+
+def load_while(blk, condition, seed: int = 1) -> int:
+    """Run checked reads and writes over all queues of `blk`, as checked_load, as long as
+    condition() holds. Returns the number of requests completed."""
+    rng = np.random.default_rng(seed)
+    share = blk.capacity() // len(blk.rings) // CHUNK * CHUNK
+    lanes = [Lane(blk, r.index, i * share, share, rng) for i, r in enumerate(blk.rings)]
+    done = 0
+    while condition():
+        for lane in lanes:
+            if lane.heads is not None:
+                done += lane.finish()
+            lane.submit(min(lane.slots, share // CHUNK))
+    return done + sum(lane.finish() for lane in lanes if lane.heads is not None)

@@ -88,3 +88,11 @@ cdef int thread_send_critical(thread_t *thread, msg_fn fn) noexcept nogil:
         return -EBUSY
     wake_thread(thread)
     return 0
+
+
+cdef bint thread_drain(reactor_t *r, thread_t *thread) noexcept nogil:
+    """Run a batch of messages; False when there was none, and none is on its way.
+
+    As run_messages, which is inline, for who has no hurry.
+    """
+    return run_messages(r, thread) > 0 or has_messages(thread)

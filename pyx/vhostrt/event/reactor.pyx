@@ -29,7 +29,7 @@ from vhostrt.env.ring cimport RING_MP_SC, ring_count, ring_create, ring_free
 from vhostrt.event.events cimport event_call_on, events_unkeep, run_events
 from vhostrt.event.loop_trace cimport (REACTOR_ATTACH, REACTOR_DETACH, run_events_traced,
                                        run_messages_traced, trace_busy)
-from vhostrt.event.message cimport has_messages, run_messages
+from vhostrt.event.message cimport run_messages, thread_drain
 from vhostrt.event.poller cimport run_active, run_timers
 from vhostrt.event.pools cimport pool_create, pool_free
 from vhostrt.event.trace cimport (TRACE_REACTOR, TRACE_THREAD, trace, trace_any,
@@ -262,9 +262,8 @@ cdef inline bint reactor_iterate(reactor_t *r) noexcept nogil:
     busy = (run_events_traced(r) if unlikely(r.traced) else run_events(r, False)) > 0
     busy |= run_threads(r, timers_too)
     if r.deferred is not NULL:
-        run_deferred(r)
+        run_deferred(r)                 # in time that goes to what does work next
         busy = True
-        r.stamp = 0
     account(r, busy)
     store_relaxed_u64(<uint64_t *>&r.iterations, r.iterations + 1)
     return busy
@@ -279,7 +278,7 @@ cdef bint run_left(reactor_t *r) noexcept nogil:
         left -= 1
         r.cursor = thread.next
         r.thread = thread
-        any_ |= run_messages(r, thread) > 0 or has_messages(thread)
+        any_ |= thread_drain(r, thread)
         r.thread = NULL
         thread = r.cursor
     return any_
