@@ -1,5 +1,7 @@
 """vhostrt.event.thread and message: threads that exchange messages while all of them move."""
+import asyncio
 import os
+import random
 
 import pytest
 from libc.stdint cimport uint32_t, uint64_t
@@ -12,6 +14,8 @@ from vhostrt.event.reactor cimport msg_t, poller_t, reactor_current, thread_t
 from vhostrt.event.thread cimport Thread, thread_call
 
 from tests.lib.light_threads import attached, end, run
+from vhostrt.event.load import running
+from vhostrt.event.scheduler import SCHEDULERS, Scheduler, register, scheduling
 
 cdef enum:
     NODES = 64                  # messages of a pair that are on the way at once
@@ -168,20 +172,15 @@ cdef class Pair:
                     pooled=(s.pooled_sent, s.pooled_ran), cores=[s.cores[0], s.cores[1]])
 
 
-@pytest.mark.timeout(1200)
-@run()
-async def test_stress_messages_while_threads_move():
-    """Two pairs on two reactors: nothing is lost, out of order, or run twice at once."""
-    most = 1_000_000 * min(STRESS, 5)
+async def exchange(most, move):
+    """Have two pairs of threads on two reactors exchange messages while move(threads) is awaited
+    again and again; nothing may be lost, out of order, or run twice at once."""
     made = await attached(0, 1, 0, 1)
     pairs = [Pair(made[:2], most), Pair(made[2:], most)]
     for pair in pairs:
         await pair.start()
-    moves = 0
     while not all(pair.over for pair in pairs):
-        light = made[moves % 4]
-        await light.move(1 - light.lcore)
-        moves += 1
+        await move(made)
     for pair in pairs:
         await pair.end()
         for side in (pair.side(0), pair.side(1)):
@@ -189,5 +188,46 @@ async def test_stress_messages_while_threads_move():
             assert side["sent"] == side["received"] == most
             assert side["pooled"] == (most // 8, most // 8)
             assert min(side["cores"]) > 0
-    assert moves >= 4
     await end(*made)
+
+
+@pytest.mark.timeout(1200)
+@run()
+async def test_stress_messages_while_threads_move():
+    moves = [0]
+
+    async def move(threads):
+        light = threads[moves[0] % 4]
+        await light.move(1 - light.lcore)
+        moves[0] += 1
+
+    await exchange(1_000_000 * min(STRESS, 5), move)
+    assert moves[0] >= 4
+
+
+@pytest.mark.timeout(1200)
+@run()
+async def test_stress_messages_while_a_scheduler_moves_threads():
+    """One that moves them at random every millisecond."""
+    rng = random.Random(1)
+
+    @register
+    class Restless(Scheduler):
+        name = "restless"
+        rounds = 0
+
+        def balance(self, scheduling, cores):
+            Restless.rounds += 1
+            return [(light, rng.randrange(2)) for light in running()]
+
+    async def watch(threads):
+        await asyncio.sleep(0.01)
+
+    scheduling.set("restless", 1000)
+    scheduling.start()
+    try:
+        await exchange(400_000 * min(STRESS, 5), watch)
+    finally:
+        await scheduling.stop()
+        del SCHEDULERS["restless"]
+    assert Restless.rounds > 4
