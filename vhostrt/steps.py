@@ -150,9 +150,10 @@ class Reactors(Step):
 
     async def start(self, app: App) -> None:
         from vhostrt.event import app as compiled
-        from vhostrt.event import control, cpus, reactor
+        from vhostrt.event import control, cpus, reactor, thread
         from vhostrt.event.monitor import ContextSwitchMonitor
         log.notice(f"Idle policy: {app.idle}")
+        thread.warn = log.warning
         reactor.init(app.lcores, app.idle, app.options.max_delay_us or SLEEP_US)
         app.cpu_times = cpus.read_times()
         app.monitor = ContextSwitchMonitor()

@@ -6,7 +6,7 @@ import pytest
 
 from tests.event.conftest import running
 from tests.lib.cy_threads import Poller, Seen, current, walk
-from tests.lib.light_threads import attached, end, run, until, warnings
+from tests.lib.light_threads import attached, end, run, until
 from tests.lib.reactors import reactors
 from vhostrt.event import iochannel, reactor, thread
 from vhostrt.event.thread import Thread
@@ -115,7 +115,7 @@ async def test_the_end_of_one_that_was_never_attached():
 
 
 @run()
-async def test_the_end_waits_for_pollers_and_uses_force_in_the_end():
+async def test_the_end_waits_for_pollers_and_uses_force_in_the_end(monkeypatch):
     (light,) = await attached(1)
     poller = Poller(light, "nothing")
     await poller.begin()
@@ -125,8 +125,9 @@ async def test_the_end_waits_for_pollers_and_uses_force_in_the_end():
     with pytest.raises(asyncio.CancelledError):
         await first
     assert light.lcore == 1, "the wait has ended, not the end"
-    with warnings() as seen:
-        await light.exit()
+    seen = []
+    monkeypatch.setattr(thread, "warn", seen.append)
+    await light.exit()
     assert light.lcore == -1 and reactor.stats(1)["threads"] == 0
     assert seen == ["the thread t0 was ended by force; it still has pollers"]
     runs = poller.runs

@@ -8,6 +8,7 @@ Source:   spdk_thread_create, _exit, _bind, spdk_for_each_thread; thread_get_sta
 """
 import asyncio
 import itertools
+import sys
 import time
 import weakref
 
@@ -29,7 +30,6 @@ from vhostrt.event.post cimport control_node_t, control_post
 from vhostrt.event.reactor cimport (deferred_t, msg_t, reactor_defer_last, reactor_t, thread_attach,
                                     thread_detach, thread_init)
 
-from vhostrt import log
 from vhostrt.event import reactor
 
 from vhostrt.event import trace as tracing
@@ -489,8 +489,7 @@ cdef class Thread:
                 f"end of the thread {self.name}")
         if by_force and leaving.l.left:
             left = [what for i, what in enumerate(LEFT) if leaving.l.left >> i & 1]
-            log.warning(f"the thread {self.name} was ended by force; it still has "
-                        + " and ".join(left))
+            warn(f"the thread {self.name} was ended by force; it still has " + " and ".join(left))
             g_forced.append(self)
         return rc
 
@@ -501,6 +500,13 @@ cdef class Thread:
         OSError(EIO) when the thread does not run; TypeError for what is no such function.
         """
         return thread_call(self, <thread_call_fn>c_function(fn), <void *>arg, fn)
+
+
+def print_warning(text) -> None:
+    print(text, file=sys.stderr)
+
+
+warn = print_warning                    # told what has to be known (str); the program has a log
 
 
 async def grace():
