@@ -60,12 +60,12 @@ def test_events_threads_and_messages(tmp_path):
         await send_to(light, 5)
         await until(lambda: "INSIDE" in names(events_of(path)))
         await until(lambda: "THREAD_BUSY" in names(events_of(path)))
-        await light.detach()
+        await light.exit()
         ids.append(light.id)
 
     ids = []
     events = traced(main, tmp_path)
-    # An event attaches the thread, its message runs, its pass is told, an event detaches it.
+    # An event attaches the thread, its message runs, its pass is told, its end detaches it.
     del events[:names(events).index("REACTOR_ATTACH") - 1]
     at = {name: names(events).index(name) for name in set(names(events))}
     assert at["REACTOR_EVENT"] < at["REACTOR_ATTACH"] < at["THREAD_MSG"] < at["INSIDE"] \
@@ -103,6 +103,6 @@ def test_points_that_are_off_leave_nothing(tmp_path):
         await light.attach(0)
         await send_to(light, 1)
         await until(lambda: "INSIDE" in names(events_of(path)))
-        await light.detach()
+        await light.exit()
 
     assert set(names(traced(main, tmp_path, groups=("looptest",)))) == {"INSIDE"}

@@ -205,24 +205,26 @@ async def test_stress_messages_while_threads_move():
     assert moves[0] >= 4
 
 
+class Restless(Scheduler):
+    """Moves threads at random."""
+
+    name = "restless"
+    rounds = 0
+    rng = random.Random(1)
+
+    def balance(self, _scheduling, cores):
+        Restless.rounds += 1
+        return [(light, self.rng.randrange(2)) for light in running()]
+
+
 @pytest.mark.timeout(1200)
 @run()
 async def test_stress_messages_while_a_scheduler_moves_threads():
-    """One that moves them at random every millisecond."""
-    rng = random.Random(1)
-
-    @register
-    class Restless(Scheduler):
-        name = "restless"
-        rounds = 0
-
-        def balance(self, scheduling, cores):
-            Restless.rounds += 1
-            return [(light, rng.randrange(2)) for light in running()]
-
+    """Every millisecond."""
     async def watch(threads):
         await asyncio.sleep(0.01)
 
+    register(Restless)
     scheduling.set("restless", 1000)
     scheduling.start()
     try:

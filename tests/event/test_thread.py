@@ -5,11 +5,13 @@ import errno
 import pytest
 
 from tests.event.conftest import running
-from tests.lib.cy_threads import Poller, Seen, current, walk
+from tests.lib.cy_threads import Poller, Seen, capsule, current, walk
 from tests.lib.light_threads import attached, end, run, until
 from tests.lib.reactors import reactors
 from vhostrt.event import iochannel, reactor, thread
+from vhostrt.event.call import on_thread
 from vhostrt.event.thread import Thread
+from vhostrt.event.walk import for_each
 
 EBUSY, EINVAL, EIO = errno.EBUSY, errno.EINVAL, errno.EIO
 
@@ -82,6 +84,8 @@ async def test_messages_that_were_taken_run_before_the_end_and_others_are_refuse
     assert await seen.call(other, "send") == -EIO
     with pytest.raises(OSError, match="message to the thread t0"):
         seen.call(light)
+    with pytest.raises(OSError, match="message to the thread t0"):
+        on_thread(light)
     assert len(seen) == 1000
     await light.exit()                  # again is nothing
     await other.exit()
@@ -218,8 +222,16 @@ def test_app_thread_lives_as_long_as_the_control_thread_listens():
 @run()
 async def test_calls_of_capsules():
     (light,) = await attached(1)
-    with pytest.raises(TypeError, match="a reactor cannot run Python"):
-        await light.call(print)
+    seen = Seen()
+    for signature in (b"int (void *)", None):
+        assert await on_thread(light, capsule(signature), seen.address) == 42
+    with pytest.raises(TypeError, match="a reactor never takes the GIL"):
+        on_thread(light, print)
+    assert seen.cores == [1, 1]
+    other, seen = (await attached(0))[0], Seen()
+    assert await for_each(capsule(), seen.address) == [42, 42, 42]
+    assert seen.ids == [1, light.id, other.id] and seen.cores == [99, 1, 0]
+    await other.exit()
     seen = Seen()
     assert await seen.call(light) == 42 and seen.cores == [1]
     cancelled = seen.call(light)

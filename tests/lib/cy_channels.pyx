@@ -1,5 +1,5 @@
 """I/O devices for tests, and what light threads do with them; what their functions saw is noted."""
-from libc.errno cimport EBUSY, EEXIST, EINVAL, EIO, ENODEV
+from libc.errno cimport EIO, ENODEV
 from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 from libc.string cimport memset
 from vhostrt.event.control cimport call_on, call_t, thread_current

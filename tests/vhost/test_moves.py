@@ -213,6 +213,34 @@ def test_what_serves_a_file_stays(target):
         assert told.value.code == -1
 
 
+def test_channels_are_those_of_the_thread_that_uses_them(target):
+    """As thread_get_io_channels tells it: of each queue to its disk, of what serves a file to all
+    that use it."""
+    def channels():
+        told = target.rpc("thread_get_io_channels")
+        assert told["tick_rate"] > 1_000_000
+        return {t["name"]: [(c["name"], c["ref"]) for c in t["io_channels"]]
+                for t in told["threads"]}
+
+    def none_is_left():
+        end = time.monotonic() + 30
+        while channels() != {"app_thread": []}:
+            assert time.monotonic() < end, channels()
+
+    none_is_left()
+    with bc.Blk(target.socket(1), 3), bc.Blk(target.socket(0)):
+        cores = [core for _, core in queues(target, 1)]
+        disk = target.socket(1).name
+        assert channels() == {
+            "app_thread": [], target.socket(0).name + ".vq0": [("bdev_Disk0", 1)],
+            **{f"{disk}.vq{i}": [("bdev_Disk1", 1)] for i in range(3)},
+            **{f"uring_{core}": [("uring_module", cores.count(core))] for core in (0, 1)}}
+        for number, _ in queues(target, 1):
+            move(target, number, 0)
+        assert channels()["uring_0"] == [("uring_module", 3)] and "uring_1" not in channels()
+    none_is_left()
+
+
 def test_descriptors_do_not_pile_up(target):
     with bc.Blk(target.socket(1)):
         number, core = queues(target, 1)[0]

@@ -96,15 +96,16 @@ class Ring:
         controller = session.controller
         name = f"{controller.name}.vq{self.index}"
         lcore = controller.place(self.size, name)
+        channel = await controller.open_channel(lcore)
         thread = Thread(name, controller.lcores)
         thread.mover = functools.partial(self.move, thread)
         queue = BlkQueue(self.index, self.size, thread, session.broken, controller.serial)
-        channel = await controller.open_channel(lcore)
         try:
             await queue.start(lcore, session.view, self.addresses, self.next_avail, self.fds,
                               session.has(Feature.EVENT_IDX), session.has(Feature.INDIRECT_DESC),
                               channel)
         except BaseException:
+            thread.mover = None             # which holds the thread
             await controller.close_channel(channel)
             raise
         self.queue = queue

@@ -13,6 +13,7 @@ import sys
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.pycapsule cimport PyCapsule_CheckExact, PyCapsule_GetName, PyCapsule_GetPointer
 from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.errno cimport EIO
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from vhostrt.base.errors cimport os_error
 from vhostrt.event.events cimport event_send
@@ -251,13 +252,20 @@ def on_reactor(int lcore, fn=None, arg=None) -> asyncio.Future:
 
 
 def on_thread(Thread light not None, fn=None, arg=None) -> asyncio.Future:
-    """Run fn(arg) on a light thread, wherever that is then; the rest as on_reactor."""
+    """Run fn(arg) on a light thread, wherever that is then; the rest as on_reactor.
+
+    OSError(EIO) when the thread does not run, or is ending.
+    """
     cdef Call call = Call(fn, arg)
+    cdef int rc
     call.thread = light
     call.r.msg.fn = run
     call.r.msg.ctx = &call.r
     Py_INCREF(call)
-    thread_send_node(light.t, &call.r.msg)
+    rc = thread_send_node(light.t, &call.r.msg) if light.running else -EIO
+    if rc < 0:
+        Py_DECREF(call)
+        raise os_error(rc, f"message to the thread {light.name}")
     return call.future
 
 

@@ -5,7 +5,7 @@ mutex guards the table, the devices and all lists of channels; it is never held 
 a device runs.
 """
 from libc.errno cimport EBUSY, EEXIST, EINVAL, ENODEV, ENOMEM
-from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport UINT64_MAX, uint32_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset, strdup, strncpy
 from vhostrt.base.check cimport check, static_check

@@ -95,4 +95,4 @@ cdef bint thread_drain(reactor_t *r, thread_t *thread) noexcept nogil:
 
     As run_messages, which is inline, for who has no hurry.
     """
-    return run_messages(r, thread) > 0 or has_messages(thread)
+    return run_messages(r, thread, False) > 0 or has_messages(thread)

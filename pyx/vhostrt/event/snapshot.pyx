@@ -10,8 +10,7 @@ from libc.errno cimport EAGAIN
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
-from vhostrt.base.atomics cimport load_acquire_ptr, load_relaxed_u32, load_relaxed_u64
-from vhostrt.base.ticks cimport ticks_now
+from vhostrt.base.atomics cimport load_acquire_ptr, load_relaxed_u32
 from vhostrt.event.control cimport call_on, call_t
 from vhostrt.event.reactor cimport (POLLER_PAUSED, POLLER_PAUSING, POLLER_RUNNING,
                                     POLLER_UNREGISTERED, POLLER_WAITING, poller_t, reactor_t,
@@ -159,11 +158,3 @@ def counts(Thread light not None) -> dict:
     return {"active_pollers_count": load_relaxed_u32(&light.t.active_count),
             "timed_pollers_count": load_relaxed_u32(&light.t.timed_count),
             "paused_pollers_count": load_relaxed_u32(&light.t.paused_count)}
-
-
-def times(Thread light not None) -> dict:
-    """Return the ticks that a light thread was busy, and idle, while it was on reactors."""
-    cdef uint64_t busy = load_relaxed_u64(&light.t.busy_ticks)
-    cdef uint64_t since = load_relaxed_u64(&light.t.since)
-    lived = load_relaxed_u64(&light.t.lived) + (ticks_now() - since if since else 0)
-    return {"busy": busy, "idle": max(lived - busy, 0)}

@@ -1,10 +1,10 @@
-"""Light threads: made, moved and ended by the control thread, and walked over from anywhere.
+"""Light threads: made, moved and ended by the control thread.
 
 Owner:    a Thread is kept from its attach to the end of its exit, whoever else holds it.
-Threads:  for_each_thread: light threads.  The rest: the control thread.
-Fails:    -errno, or OSError.
+Threads:  the control thread.
+Fails:    OSError.
 """
-from vhostrt.event.reactor cimport msg_fn, thread_t
+from vhostrt.event.reactor cimport thread_t
 
 ctypedef int (*thread_call_fn)(void *arg) noexcept nogil
 
@@ -17,12 +17,11 @@ cdef class Thread:
     cdef readonly object cpumask        # frozenset of lcores it may run on, or None for all
     cdef readonly object created        # ticks
     cdef readonly bint bound            # it stays on its lcore
-    cdef public object mover            # async (lcore): moves it with all it holds; None: move() can
+    cdef public object mover            # async (lcore): moves it with all it holds; None: go
     cdef bytes c_name                   # what t.name points to
-    cdef dict held                      # {name (str): how often}: channels that are not of iochannel
+    cdef dict held                      # {name: how often}: channels that are not of iochannel
     cdef object lock                    # asyncio.Lock of moves and the end
     cdef object ending                  # asyncio.Task of exit, once it has been asked for
     cdef object __weakref__
 
-cdef int for_each_thread(msg_fn fn, void *ctx, msg_fn cpl) noexcept nogil
 cdef object thread_call(Thread light, thread_call_fn fn, void *arg, object keep)

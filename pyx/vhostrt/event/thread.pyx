@@ -1,10 +1,10 @@
-"""Light threads: made, moved and ended by the control thread, and walked over from anywhere.
+"""Light threads: made, moved and ended by the control thread.
 
 A thread ends in order: from exit() on it takes no messages of others; when every reactor has
 answered an event after that, none is on its way any more; and when it has run what it has, and has
 no poller, no channel and no answer to wait for, it leaves its reactor.
 
-Source:   spdk_thread_create, _exit, _bind, spdk_for_each_thread; thread_get_stats.
+Source:   spdk_thread_create, _exit, _bind; thread_get_stats.
 """
 import asyncio
 import itertools
@@ -12,9 +12,8 @@ import sys
 import time
 import weakref
 
-from cpython.pycapsule cimport PyCapsule_CheckExact, PyCapsule_GetName, PyCapsule_GetPointer
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.errno cimport EAGAIN, EINVAL, EIO, ENODEV, ENOMEM, EPERM
+from libc.errno cimport EAGAIN, EINVAL, EIO, ENODEV, EPERM
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
@@ -22,10 +21,9 @@ from vhostrt.base.atomics cimport load_relaxed_u64, store_release_u32
 from vhostrt.base.check cimport check
 from vhostrt.base.errors cimport ok, os_error
 from vhostrt.base.ticks cimport ticks_now
-from vhostrt.event.control cimport (CALL_PENDING, call_done, call_on, call_t, control_thread,
-                                    thread_current)
+from vhostrt.event.control cimport CALL_PENDING, call_done, call_on, call_t, control_thread
 from vhostrt.event.events cimport event_send
-from vhostrt.event.message cimport has_messages, thread_deliver, thread_send_node
+from vhostrt.event.message cimport has_messages, thread_send_node
 from vhostrt.event.post cimport control_node_t, control_post
 from vhostrt.event.reactor cimport (deferred_t, msg_t, reactor_defer_last, reactor_t, thread_attach,
                                     thread_detach, thread_init)
@@ -92,12 +90,12 @@ cdef int left_of(thread_t *thread) noexcept nogil:
     return left
 
 
-cdef int end(leaving_t *l) noexcept nogil:
+cdef int end(leaving_t *gone) noexcept nogil:
     """End a thread, or answer with what keeps it."""
-    l.left = left_of(l.thread)
-    if l.left and not l.by_force:
-        return l.left
-    thread_detach(l.thread)
+    gone.left = left_of(gone.thread)
+    if gone.left and not gone.by_force:
+        return gone.left
+    thread_detach(gone.thread)
     return 0
 
 
@@ -108,39 +106,39 @@ cdef void arrive(void *arg1, void *arg2) noexcept nogil:
     call_done(call, 0)
 
 
-cdef void depart(leaving_t *l, reactor_t *r) noexcept nogil:
+cdef void depart(leaving_t *gone, reactor_t *r) noexcept nogil:
     """Send the thread to another reactor; it stays when that one cannot take it."""
     cdef int rc
-    thread_detach(l.thread)
-    l.call.event.fn = arrive
-    rc = event_send(<uint32_t>l.lcore, &l.call.event)
+    thread_detach(gone.thread)
+    gone.call.event.fn = arrive
+    rc = event_send(<uint32_t>gone.lcore, &gone.call.event)
     if rc < 0:
-        thread_attach(r, l.thread)
-        call_done(l.call, rc)
+        thread_attach(r, gone.thread)
+        call_done(gone.call, rc)
 
 
 cdef void leave(void *arg) noexcept nogil:
     """At the end of an iteration: what was put off in it on behalf of the thread has run."""
-    cdef leaving_t *l = <leaving_t *>arg
-    cdef reactor_t *r = l.thread.reactor
+    cdef leaving_t *gone = <leaving_t *>arg
+    cdef reactor_t *r = gone.thread.reactor
     cdef deferred_t *d = r.deferred
     while d is not NULL and d.run is leave:
         d = d.next
     if d is not NULL:
-        reactor_defer_last(r, &l.last)
-    elif l.lcore < 0:
-        call_done(l.call, end(l))
+        reactor_defer_last(r, &gone.last)
+    elif gone.lcore < 0:
+        call_done(gone.call, end(gone))
     else:
-        depart(l, r)
+        depart(gone, r)
 
 
 cdef int leave_call(call_t *call) noexcept nogil:
-    cdef leaving_t *l = <leaving_t *>call.arg
-    check(l.thread.reactor is call.event.reactor)
-    l.call = call
-    l.last.run = leave
-    l.last.arg = l
-    reactor_defer_last(call.event.reactor, &l.last)
+    cdef leaving_t *gone = <leaving_t *>call.arg
+    check(gone.thread.reactor is call.event.reactor)
+    gone.call = call
+    gone.last.run = leave
+    gone.last.arg = gone
+    reactor_defer_last(call.event.reactor, &gone.last)
     return CALL_PENDING
 
 
@@ -149,7 +147,7 @@ cdef int answer(call_t *call) noexcept nogil:
 
 
 cdef class Leaving:
-    cdef leaving_t l
+    cdef leaving_t c
 
 
 # Calls
@@ -209,88 +207,6 @@ cdef object thread_call(Thread light, thread_call_fn fn, void *arg, object keep)
     Py_INCREF(future)
     Py_INCREF(keep)
     return future
-
-
-cdef void *c_function(fn) except NULL:
-    """Return the address in a capsule, of a function as Cython exports them or without a name."""
-    if not PyCapsule_CheckExact(fn):
-        raise TypeError(f"{fn!r} is not the capsule of a C function int (*)(void *): a reactor "
-                        "cannot run Python")
-    cdef const char *name = PyCapsule_GetName(fn)
-    if name is not NULL and name not in (b"int (void *)", b"int (void *) noexcept"):
-        raise TypeError(f"the capsule holds a {name.decode()!r} where int (void *) is wanted")
-    return PyCapsule_GetPointer(fn, name)
-
-
-# Walks
-
-cdef struct walk_t:
-    control_node_t node         # first: on the control thread, go on to the next thread
-    msg_t msg
-    msg_fn fn
-    void *ctx
-    msg_fn cpl
-    thread_t *origin
-    uint64_t at                 # id of the thread that was visited last
-
-
-cdef void walk_visit(void *arg) noexcept nogil:
-    cdef walk_t *walk = <walk_t *>arg
-    walk.fn(walk.ctx)
-    control_post(&walk.node)
-
-
-cdef void walk_end(void *arg) noexcept nogil:
-    cdef walk_t *walk = <walk_t *>arg
-    walk.origin.holds -= 1
-    if walk.cpl is not NULL:
-        walk.cpl(walk.ctx)
-    free(walk)
-
-
-cdef void walk_on(void *arg) noexcept:
-    """On the control thread, which alone knows the threads.
-
-    The next one runs, so it does not end before it has had the message.
-    """
-    cdef walk_t *walk = <walk_t *>arg
-    cdef Thread light
-    for light in threads():
-        if light.t.id > walk.at and light.running:
-            walk.at = light.t.id
-            walk.msg.fn = walk_visit
-            if thread_send_node(light.t, &walk.msg) == 0:
-                return
-    walk.msg.fn = walk_end
-    thread_deliver(walk.origin, &walk.msg)
-
-
-cdef int for_each_thread(msg_fn fn, void *ctx, msg_fn cpl) noexcept nogil:
-    """Run fn(ctx) on every light thread that runs, one after the other by id, then cpl(ctx), which
-    may be NULL, on the caller's.
-
-    0; or -EINVAL: the caller is no light thread.  -ENODEV: the control thread's loop does not run.
-    -ENOMEM.
-    """
-    cdef thread_t *origin = thread_current()
-    cdef walk_t *walk
-    if origin is NULL:
-        return -EINVAL
-    if control_thread() is NULL:
-        return -ENODEV
-    walk = <walk_t *>calloc(1, sizeof(walk_t))
-    if walk is NULL:
-        return -ENOMEM
-    walk.node.run = walk_on
-    walk.node.arg = walk
-    walk.msg.ctx = walk
-    walk.fn = fn
-    walk.ctx = ctx
-    walk.cpl = cpl
-    walk.origin = origin
-    origin.holds += 1
-    control_post(&walk.node)
-    return 0
 
 
 # On the control thread
@@ -438,9 +354,9 @@ cdef class Thread:
                 raise os_error(-EIO, f"move of the thread {self.name}")
             if lcore == self.lcore:
                 return
-            leaving.l.thread = self.t
-            leaving.l.lcore = lcore
-            ok(await call_on(self.lcore, leave_call, &leaving.l, (self, leaving)),
+            leaving.c.thread = self.t
+            leaving.c.lcore = lcore
+            ok(await call_on(self.lcore, leave_call, &leaving.c, (self, leaving)),
                f"move of the thread {self.name} to core {lcore}")
             self.note_lcore(lcore)
 
@@ -457,17 +373,18 @@ cdef class Thread:
         await asyncio.shield(self.ending)
 
     async def finish(self, timeout):
-        async with self.lock:
-            if self.lcore < 0 and has_messages(self.t):
-                await self.attach(min(self.lcores()))
-            store_release_u32(&self.t.exiting, 1)
-            if self.lcore < 0:
-                return
-            try:
-                await grace()
-                await self.leave_in_time(timeout)
-            finally:
-                self.note_lcore(-1)
+        try:
+            async with self.lock:
+                if self.lcore < 0 and has_messages(self.t):
+                    await self.attach(min(self.lcores()))
+                store_release_u32(&self.t.exiting, 1)
+                if self.lcore >= 0:
+                    await grace()
+                    await self.leave_in_time(timeout)
+        finally:
+            self.note_lcore(-1)
+            self.mover = None               # which holds us, as a rule
+            g_threads.pop(self.t.id, None)
 
     async def leave_in_time(self, timeout):
         end = time.monotonic() + timeout
@@ -482,24 +399,16 @@ cdef class Thread:
     async def leave(self, bint by_force):
         """Leave the reactor for good; return what keeps it there, 0 when it has gone."""
         cdef Leaving leaving = Leaving.__new__(Leaving)
-        leaving.l.thread = self.t
-        leaving.l.lcore = -1
-        leaving.l.by_force = by_force
-        rc = ok(await call_on(self.lcore, leave_call, &leaving.l, (self, leaving)),
+        leaving.c.thread = self.t
+        leaving.c.lcore = -1
+        leaving.c.by_force = by_force
+        rc = ok(await call_on(self.lcore, leave_call, &leaving.c, (self, leaving)),
                 f"end of the thread {self.name}")
-        if by_force and leaving.l.left:
-            left = [what for i, what in enumerate(LEFT) if leaving.l.left >> i & 1]
+        if by_force and leaving.c.left:
+            left = [what for i, what in enumerate(LEFT) if leaving.c.left >> i & 1]
             warn(f"the thread {self.name} was ended by force; it still has " + " and ".join(left))
             g_forced.append(self)
         return rc
-
-    def call(self, fn, size_t arg=0):
-        """Run a C function there and return an asyncio.Future of its answer (int).
-
-        fn: capsule of an `int (*)(void *arg) noexcept nogil`.  arg: int, what it is given.
-        OSError(EIO) when the thread does not run; TypeError for what is no such function.
-        """
-        return thread_call(self, <thread_call_fn>c_function(fn), <void *>arg, fn)
 
 
 def print_warning(text) -> None:
@@ -588,18 +497,6 @@ def fewest_threads(lcores) -> int:
 
 
 choose = fewest_threads                 # of lcores (frozenset) one, for a new thread
-
-
-async def for_each(fn, size_t arg=0):
-    """Run a C function (as Thread.call) on every thread that runs, one after the other by id, and
-    return the answers."""
-    visited, answers = 0, []
-    while True:
-        light = next((t for t in threads() if t.id > visited and t.running), None)
-        if light is None:
-            return answers
-        visited = light.id
-        answers.append(await light.call(fn, arg))
 
 
 def left_behind() -> list:
