@@ -9,7 +9,7 @@ from libc.stdint cimport UINT64_MAX, uint32_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset, strdup, strncpy
 from vhostrt.base.check cimport check, static_check
-from vhostrt.env.heap cimport pthread_mutex_t
+from vhostrt.base.pthreads cimport pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock
 from vhostrt.event.control cimport thread_current
 from vhostrt.event.message cimport thread_deliver
 from vhostrt.event.reactor cimport thread_t
@@ -17,10 +17,6 @@ from vhostrt.event.thread cimport Thread
 
 cdef extern from "<stdlib.h>" nogil:
     void *aligned_alloc(size_t align, size_t size)
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_lock(pthread_mutex_t *mutex)
-    int pthread_mutex_unlock(pthread_mutex_t *mutex)
 
 cdef enum:
     BUCKETS = 256
