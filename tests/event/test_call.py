@@ -2,6 +2,7 @@
 import array
 import asyncio
 import ctypes
+import errno
 import gc
 import threading
 import weakref
@@ -185,19 +186,17 @@ def test_a_reactor_goes_on_between_calls():
 def test_a_light_thread_runs_what_is_sent_where_it_is():
     async def main(running):
         light, found = Thread("here and there"), []
-        early = Pair(given=7)
-        waiting = app.send(light, C["fill_pair"], early)        # it runs nowhere yet
-        await app.call(1)
-        assert not waiting.done()
+        with pytest.raises(OSError, match="here and there") as failed:
+            await app.send(light, C["fill_pair"], Pair(given=7))       # it runs nowhere
+        await light.attach(1)
         for core in (1, 0):
-            await light.attach(core)
+            await light.move(core)
             pair = Pair(given=7)
             await app.send(light, C["fill_pair"], pair)
             found.append(pair.lcore)
-            await light.detach()
-        assert waiting.done() and early.lcore == 1
-        return found
-    assert in_app(main, 2) == [1, 0]
+        await light.exit()
+        return failed.value.errno, found
+    assert in_app(main, 2) == (errno.EIO, [1, 0])
 
 
 @pytest.mark.parametrize("name, arguments", [
