@@ -8,6 +8,7 @@ import struct
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
+from vhostrt.base.atomics cimport load_relaxed_u32, store_relaxed_u32
 from vhostrt.bdev.core cimport (BDEV_FLUSH, BDEV_READ, BDEV_WRITE, Bdev, bdev_channel_t,
                                 bdev_io_done, bdev_io_t)
 from vhostrt.event.control cimport call_on, call_t
@@ -175,8 +176,6 @@ cdef struct held_t:
     bdev_io_t *last
     uint32_t count
     int answer                  # of submit: 0 holds
-    int rc                      # for those that are let go
-    uint32_t fill               # byte for the data of reads that are let go
 
 
 cdef int held_submit(bdev_channel_t *channel, bdev_io_t *io) noexcept nogil:
@@ -189,8 +188,15 @@ cdef int held_submit(bdev_channel_t *channel, bdev_io_t *io) noexcept nogil:
     else:
         h.last.next = io
     h.last = io
-    h.count += 1
+    store_relaxed_u32(&h.count, h.count + 1)
     return 0
+
+
+cdef struct letting_t:
+    held_t *held
+    uint32_t count
+    int rc
+    uint32_t fill               # byte for the data of reads
 
 
 cdef int let_go(call_t *call) noexcept nogil:
@@ -202,18 +208,13 @@ cdef int let_go(call_t *call) noexcept nogil:
     while done < letting.count and h.first is not NULL:
         io = h.first
         h.first = io.next
-        h.count -= 1
-        if io.type == BDEV_READ and h.rc == 0:
+        store_relaxed_u32(&h.count, h.count - 1)
+        if io.type == BDEV_READ and letting.rc == 0:
             for i in range(io.iov_count):
-                memset(io.iovs[i].iov_base, h.fill, io.iovs[i].iov_len)
-        bdev_io_done(io, h.rc)
+                memset(io.iovs[i].iov_base, letting.fill, io.iovs[i].iov_len)
+        bdev_io_done(io, letting.rc)
         done += 1
     return <int>done
-
-
-cdef struct letting_t:
-    held_t *held
-    uint32_t count
 
 
 cdef class Letting:
@@ -221,8 +222,8 @@ cdef class Letting:
 
 
 cdef class HeldBdev(Bdev):
-    """Requests wait until let_go.  One channel at a time."""
-    cdef held_t h
+    """Requests wait until let_go, on the reactor that they came to.  A channel on each lcore."""
+    cdef held_t h[2]            # by lcore
 
     def __init__(self, num_blocks=2048, block_size=512):
         super().__init__("held", "Held disk", None)
@@ -230,20 +231,18 @@ cdef class HeldBdev(Bdev):
                    held_submit)
 
     async def open_channel(self, uint32_t lcore, bint writable=True):
-        return self.channel_new(lcore, &self.h, writable)
+        return self.channel_new(lcore, &self.h[lcore], writable)
 
     @property
     def held(self):
-        return (<volatile uint32_t *>&self.h.count)[0]
+        return sum(load_relaxed_u32(&self.h[i].count) for i in range(2))
 
     def answer_at_once(self, int answer):
         """From now on submit answers this (1, or -errno; 0 holds again)."""
-        self.h.answer = answer
+        self.h[0].answer = self.h[1].answer = answer
 
-    def let_go(self, count=1, rc=0, fill=0x5a, lcore=0):
+    def let_go(self, count=1, rc=0, fill=0x5a, uint32_t lcore=0):
         """Answer the oldest requests on their reactor; a future of how many there were."""
         cdef Letting letting = Letting.__new__(Letting)
-        self.h.rc, self.h.fill = rc, fill
-        letting.c.held = &self.h
-        letting.c.count = count
+        letting.c = [&self.h[lcore], count, rc, fill]
         return call_on(lcore, let_go, &letting.c, (self, letting))

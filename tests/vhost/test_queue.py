@@ -62,7 +62,8 @@ async def rig(bdev=None, size=128, start=True, lcores=1, **options):
                 stopping = asyncio.create_task(made.queue.stop())
                 while not stopping.done():
                     if isinstance(bdev, HeldBdev):
-                        await bdev.let_go(1000, rc=-errno.EIO)
+                        await bdev.let_go(1000, rc=-errno.EIO,
+                                          lcore=max(made.queue.lcore, 0))
                     await asyncio.sleep(0.001)
                 await stopping
             await bdev.close_channel(made.channel)
