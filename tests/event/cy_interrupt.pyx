@@ -37,6 +37,9 @@ cdef extern from "<sched.h>" nogil:
 STRESS = int(os.environ.get("VHOSTRT_STRESS", "1"))
 DEADLINE_S = 60
 
+cdef enum:
+    PATIENCE_US = 60_000_000    # a kick that is not seen by then is lost
+
 
 def wait_for(condition):
     """Wait until condition() holds."""
@@ -281,13 +284,14 @@ cdef void *kicker(void *arg) noexcept nogil:
             s.found_asleep += waited < 1_000_000
         kick(s)
         waited = 0
+        until = ticks_now() + ticks_from_us(PATIENCE_US)
         # One at a time in most rounds: a lost one would not be found by the next.
         while chance % 4 and load_acquire_u32(&s.done) != i + 1:
             waited += 1
             if waited % 1000 == 0:
                 sched_yield()
-            if waited > 1_000_000_000:
-                return NULL
+                if ticks_now() > until:
+                    return NULL
     return NULL
 
 
