@@ -194,6 +194,23 @@ def test_files_of_the_dead_are_removed_and_no_others(tmp_path, held):
     assert hugepages.clear_directory(str(tmp_path)) == []
 
 
+def test_a_name_that_is_a_new_file_s_by_the_time_of_the_lock_stays(tmp_path, monkeypatch):
+    """Its owner removes a file, and makes one of the same name, between our two steps."""
+    path = tmp_path / "rtemap_3"
+    path.touch()
+    flock = fcntl.flock
+
+    def replaced_meanwhile(fd, operation):
+        path.unlink()
+        (tmp_path / "fresh").rename(path)
+        flock(fd, operation)
+
+    (tmp_path / "fresh").write_text("new")
+    monkeypatch.setattr(hugepages.fcntl, "flock", replaced_meanwhile)
+    assert hugepages.clear_directory(str(tmp_path)) == []
+    assert path.read_text() == "new"
+
+
 def test_the_lock_of_a_directory_is_waited_for(tmp_path):
     first = hugepages.lock_directory(str(tmp_path))
     assert fcntl.fcntl(first, fcntl.F_GETFD) & fcntl.FD_CLOEXEC

@@ -241,6 +241,9 @@ def remove_unlocked(name: str, folder: int) -> bool:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return False
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The name may be a newer file's by now, of somebody who lives.
+        if not os.path.samestat(os.fstat(fd), os.stat(name, dir_fd=folder, follow_symlinks=False)):
+            return False
         os.unlink(name, dir_fd=folder)
         return True
     except OSError:
