@@ -49,7 +49,7 @@ def claim(address: Address, directory: str = DIRECTORY) -> Claim:
     cannot be made.
     """
     path = path_of(address, directory)
-    if path in held:
+    if is_ours(path):
         raise refused(address, os.getpid())
     while True:
         try:
@@ -71,6 +71,11 @@ def claim(address: Address, directory: str = DIRECTORY) -> Claim:
         os.close(fd)
 
 
+def is_ours(path: str) -> bool:
+    """Return whether this process has the lock of a file; a forked child has not its parent's."""
+    return path in held and held[path].pid == os.getpid()
+
+
 def path_of(address: Address, directory: str = DIRECTORY) -> str:
     """Return the file of a device."""
     return os.path.join(directory, f"spdk_pci_lock_{address}")
@@ -79,7 +84,7 @@ def path_of(address: Address, directory: str = DIRECTORY) -> str:
 def owner_of(address: Address, directory: str = DIRECTORY) -> int | None:
     """Return the process that has claimed a device, also this one; None: nobody has."""
     path = path_of(address, directory)
-    if path in held:
+    if is_ours(path):
         return os.getpid()
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
