@@ -16,7 +16,7 @@ import sys
 import pytest
 
 from tests.lib.command import unprivileged_words
-from vhostrt.env import memmap, memory, vtophys
+from vhostrt.env import memmap, memory, vtophys, zone
 from vhostrt.env.mmio import Bar
 from vhostrt.env.options import EnvOptions
 from vhostrt.env.roots import Roots
@@ -106,6 +106,16 @@ def huge():
     if reserved:
         with open(RESERVED, "w") as file:
             file.write(str(before))
+
+
+def test_every_page_of_a_zone_is_where_the_page_map_says(heap):
+    vtophys.init()
+    table = zone.reserve("table", 6 * MIB + 3 * PAGE, align=PAGE)
+    expected = frames(table.address, len(table))
+    assert len(expected) == 6 * MIB // PAGE + 3
+    assert pages(table.address, len(table)) == expected
+    assert (ERROR not in expected) == allowed()
+    table.free()
 
 
 def test_huge_pages_are_in_one_piece(huge):
