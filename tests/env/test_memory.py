@@ -226,7 +226,7 @@ def test_memory_that_the_system_cannot_give_is_an_error_and_no_signal():
     # The heap's file is cut short behind its back: touching it would be SIGBUS.
     code = """if 1:
         import os
-        from vhostrt.env import memory
+        from vhostrt.env import memory, zone
         from vhostrt.env.options import EnvOptions
         memory.init(EnvOptions(mem_size=8 << 20, no_huge=True))
         first = memory.zalloc(1000)
@@ -237,11 +237,30 @@ def test_memory_that_the_system_cannot_give_is_an_error_and_no_signal():
             memory.zalloc(1 << 20)
         except OSError as refused:
             print(refused)
+        try:
+            zone.reserve('cut', 1 << 20)
+        except OSError as refused:
+            print(refused)
+        try:
+            first.resize(1 << 20)
+        except OSError as refused:
+            print(refused)
+        try:
+            memory.zalloc(64 << 20)
+        except OSError as refused:
+            print(refused)
         print(memory.stats()['blocks'], memory.stats()['populated'], len(memory.zalloc(1000)))
     """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (run.returncode, run.stdout) == (
-        0, "[Errno 12] block of 1048576 bytes: Cannot allocate memory\n1 262144 1000\n")
+    assert (run.returncode, run.stderr) == (0, "")
+    block, named, larger, full, counts = run.stdout.splitlines()
+    had = r"64 of \d+ pages of 4 KiB could be had: Cannot allocate memory"
+    assert re.fullmatch(rf"\[Errno 12\] block of 1048576 bytes: {had}", block)
+    assert re.fullmatch(rf"\[Errno 12\] zone 'cut': size 1048576, .*: {had}", named)
+    assert re.fullmatch(rf"\[Errno 12\] block of 1000 bytes to be of 1048576: {had}", larger)
+    # The shortages before are none of a block that there is no room for.
+    assert re.search(r"block of 67108864 bytes: the largest free space has \d+ bytes: ", full)
+    assert counts == "1 262144 1000"
 
 
 def test_a_forked_child_gets_no_memory_and_drops_what_it_inherited():

@@ -189,7 +189,8 @@ def test_a_limit_of_a_control_group_is_no_signal_and_is_said(pages):
     assert short.startswith("[Errno 12] Not enough memory available! Requested: 12MB, "
                             "available: 10MB (pages that could be had: ")
     assert re.search(r"\b5 of \d+ free ones of 2 MiB", short)
-    assert block == "[Errno 12] block of 11534336 bytes: Cannot allocate memory 10"
+    assert block == ("[Errno 12] block of 11534336 bytes: 5 of 6 pages of 2 MiB could be had: "
+                     "Cannot allocate memory 10")
     assert other == "11534336 0"
 
 

@@ -12,6 +12,7 @@ from libc.stdint cimport SIZE_MAX, uintptr_t
 from vhostrt.base.errors cimport ok
 from vhostrt.env.memory cimport (env_free, env_ready, env_realloc, env_sentence,
                                  env_zalloc)
+from vhostrt.env.region cimport region_shortage
 
 from vhostrt.env import memory
 from vhostrt.env.segment import array_over, check_node
@@ -76,9 +77,10 @@ cdef class Allocation:
         check_block(size, align, what)
         c_size, c_align = size, align
         with nogil:
+            region_shortage()                   # an earlier one is none of this call
             block = env_realloc(block, c_size, c_align)
         if block is NULL:
-            ok(-ENOMEM, what)
+            ok(-ENOMEM, f"{what}: {memory.shortage(-1)}")
         self.block = block
         self.size = size
 
@@ -116,11 +118,13 @@ def zalloc(size: int, align: int = 64, node: int = -1) -> Allocation:
     cdef size_t c_size = size, c_align = align
     cdef int c_node = node
     with nogil:
+        region_shortage()                       # an earlier one is none of this call
         allocation.block = env_zalloc(c_size, c_align, c_node)
     if allocation.block is NULL:
         if node not in memory.stats()["nodes"]:
             check_node(node, what)
-        ok(-ENOMEM, what if node < 0 else f"{what} on NUMA node {node}")
+        where = "" if node < 0 else f" on NUMA node {node}"
+        ok(-ENOMEM, f"{what}{where}: {memory.shortage(node)}")
     allocation.size = size
     return allocation
 

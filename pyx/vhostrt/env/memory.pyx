@@ -361,7 +361,8 @@ def ready() -> bool:
 # What else Python finds here; a program that does without does not load it.
 
 PLACES = {**dict.fromkeys(("Allocation", "malloc", "zalloc", "realloc", "free"), "allocation"),
-          **dict.fromkeys(("stats", "segments", "virt2iova", "primary_pid"), "overview")}
+          **dict.fromkeys(("stats", "segments", "shortage", "virt2iova", "primary_pid"),
+                          "overview")}
 
 
 def __getattr__(name: str):

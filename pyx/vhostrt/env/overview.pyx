@@ -9,9 +9,11 @@ from libc.stdint cimport SIZE_MAX, UINT64_MAX, uint32_t, uint64_t, uintptr_t
 from vhostrt.base.errors cimport ok
 from vhostrt.env.heap cimport WHOLE_WANTED, heap_stats, heap_stats_t, region_t
 from vhostrt.env.memory cimport env_iova, env_lock, env_sentence, env_unlock
-from vhostrt.env.region cimport iova_at, region_break, region_next
+from vhostrt.env.region cimport (iova_at, region_break, region_next, region_shortage,
+                                 shortage_t)
 from vhostrt.env.shared cimport env_config_t
 
+from vhostrt.env.hugepages import size_text
 from vhostrt.env.segment import KINDS
 
 COUNTS = ("total", "used", "free", "free_max", "populated", "huge", "blocks", "spaces", "segments")
@@ -87,6 +89,22 @@ cdef dict one(env_config_t *c, region_t *region, size_t start, size_t size):
             "page_size": region.segment.page_size, "node": region.segment.node,
             "iova": None if iova == UINT64_MAX else iova, "kind": KINDS[region.segment.kind],
             "file": region.file.decode("utf-8", "surrogateescape")}
+
+
+def shortage(node: int) -> str:
+    """Say what there was for the call of this thread that has just found too little memory.
+
+    Pages that the system did not give are told, and then forgotten; else there is no space that is
+    large enough, on a NUMA node or, with -1, on any.
+    """
+    from vhostrt.env import memory
+    cdef shortage_t met = region_shortage()
+    if met.page_size:
+        return f"{met.had} of {met.wanted} pages of {size_text(met.page_size)} could be had"
+    now = memory.stats()
+    there = now["nodes"].get(node, {"free_max": 0}) if node >= 0 else now
+    more = "" if now["limit"] is not None else ", and there is no room for more"
+    return f"the largest free space has {there['free_max']} bytes{more}"
 
 
 def virt2iova(address: int) -> int | None:

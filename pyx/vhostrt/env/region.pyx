@@ -4,6 +4,25 @@ from vhostrt.env.heap cimport NO_PAGES, REGIONS, WHOLE_NEEDED, heap_t, region_t
 from vhostrt.env.populate cimport populate, populated_t
 from vhostrt.env.segment cimport segment_t
 
+cdef extern from *:
+    """
+    /* The last shortage that this thread met with: it tells of it once the lock has gone. */
+    static __thread struct { size_t had, wanted, page_size; } vh_shortage;
+    static void vh_note_shortage(size_t had, size_t wanted, size_t page_size)
+    {
+        vh_shortage.had = had;
+        vh_shortage.wanted = wanted;
+        vh_shortage.page_size = page_size;
+    }
+    static size_t vh_had(void) { return vh_shortage.had; }
+    static size_t vh_wanted(void) { return vh_shortage.wanted; }
+    static size_t vh_page_size(void) { return vh_shortage.page_size; }
+    """
+    void note_shortage "vh_note_shortage"(size_t had, size_t wanted, size_t page_size) nogil
+    size_t shortage_had "vh_had"() nogil
+    size_t shortage_wanted "vh_wanted"() nogil
+    size_t shortage_page_size "vh_page_size"() nogil
+
 cdef enum:
     STEP = 64 << 10             # ordinary pages are populated by so much
 
@@ -64,7 +83,16 @@ cdef int region_reach(region_t *region, size_t end) noexcept nogil:
         return 0
     rc = populate(s.base + start, end - start, s.page_size, s.fd, s.offset + start, &done)
     region.populated += done.reached
+    if rc < 0:
+        note_shortage(region.populated // s.page_size, end // s.page_size, s.page_size)
     return rc
+
+
+cdef shortage_t region_shortage() noexcept nogil:
+    """Return what region_reach could not have on this thread last, and forget it."""
+    cdef shortage_t found = shortage_t(shortage_had(), shortage_wanted(), shortage_page_size())
+    note_shortage(0, 0, 0)
+    return found
 
 
 # What devices see.

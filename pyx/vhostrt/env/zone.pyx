@@ -10,7 +10,7 @@ from vhostrt.env.growth cimport growth_give, growth_take
 from vhostrt.env.heap cimport (WHOLE_NEEDED, WHOLE_NO, WHOLE_WANTED, heap_free_max, region_t,
                                want_init, want_t)
 from vhostrt.env.memory cimport env_lock, env_sentence, env_unlock, env_view
-from vhostrt.env.region cimport iova_at, region_at
+from vhostrt.env.region cimport iova_at, region_at, region_shortage
 from vhostrt.env.shared cimport EOWNERDEAD, ZONE_NAME, ZONES, env_config_t, zone_t
 
 from vhostrt.env import memory
@@ -348,11 +348,8 @@ cdef str refusal(int rc, str name, dict asked):
         return f"{said} make no sense"
     if rc != -ENOMEM:
         return said
-    now = memory.stats()
-    there = now["nodes"].get(asked["node"], {"free_max": 0}) if asked["node"] >= 0 else now
-    more = "" if now["limit"] is not None else ", and there is no room for more"
-    more += ", in one piece for a device" if asked["flags"] & ZONE_IOVA_CONTIG else ""
-    return f"{said}: the largest free space has {there['free_max']} bytes{more}"
+    more = ", in one piece for a device" if asked["flags"] & ZONE_IOVA_CONTIG else ""
+    return f"{said}: {memory.shortage(asked['node'])}{more}"
 
 
 def reserve(name: str, size: int, node: int = -1, flags: int = 0, align: int = 64,
@@ -379,6 +376,7 @@ def reserve(name: str, size: int, node: int = -1, flags: int = 0, align: int = 6
     if sane:
         c_size, c_align, c_bound, c_node, c_flags = size, align, bound, node, flags
         with nogil:
+            region_shortage()                   # an earlier one is none of this call
             zone = zone_reserve(c_name, c_size, c_node, c_flags, c_align, c_bound, &rc)
     if zone is NULL:
         asked = {"size": size, "node": node, "flags": flags, "align": align, "bound": bound}
