@@ -76,13 +76,13 @@ def bench_first_touch(benchmark, kind):
 
 READY = """if 1:
     import time
+    from vhostrt import env
     from vhostrt.env import memory
-    from vhostrt.env.options import EnvOptions
-    memory.init(EnvOptions({options}))
-    print("environment ready", flush=True)
-    t = time.perf_counter()
-    memory.zalloc(1900 << 20) if {touch} else None
-    print(time.perf_counter() - t, flush=True)
+    with env.init(lcores=[0], {options}):
+        print("environment ready", flush=True)
+        t = time.perf_counter()
+        memory.zalloc(1900 << 20)
+        print(time.perf_counter() - t, flush=True)
 """
 MODES = {
     "eager (legacy_mem, 2 GiB)": "legacy_mem=True, mem_size=2 << 30",
@@ -106,9 +106,9 @@ def until(command, mark):
     return seconds, (said.partition(mark)[2] + rest).decode()
 
 
-def ours(options, touch):
-    """Start the memory so; return seconds to ready, and those of the first use of 1900 MiB."""
-    code = READY.format(options=options, touch=touch)
+def ours(options):
+    """Start ours so; return seconds to ready, and those of the first use of 1900 MiB."""
+    code = READY.format(options=options)
     seconds, rest = until([sys.executable, "-c", code], b"environment ready\n")
     return seconds, float(rest)
 
@@ -129,7 +129,7 @@ def bench_start(benchmark, capsys, tmp_path):
 
         def turn():
             for mode, options in MODES.items():
-                seconds, touch = ours(options, True)
+                seconds, touch = ours(options)
                 times.setdefault(mode, []).append(seconds)
                 touches.setdefault(mode, []).append(touch)
             if with_dpdk:
