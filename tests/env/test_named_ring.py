@@ -68,7 +68,9 @@ def test_a_ring_stays_without_its_handle_and_goes_when_it_is_freed(rings):
 
 def test_free_is_refused_while_others_look(rings):
     ring = rings("shared", 8)
-    for make in (lambda: NamedRing.lookup("shared"), lambda: zone.lookup("RG_shared").array()):
+    for make in (lambda: NamedRing.lookup("shared"), lambda: zone.lookup("RG_shared").array(),
+                 lambda: NamedRing.lookup("shared").slots, lambda: ring.slots,
+                 lambda: memoryview(ring)):
         held = make()
         with pytest.raises(BufferError, match="ring 'shared' is in use"):
             ring.free()

@@ -182,6 +182,9 @@ cdef class NamedRing(Ring):
         cdef int rc
         if r is NULL:
             return
+        if self.exports:
+            raise BufferError(f"ring {self.name!a} is in use: {self.exports} views of its slots "
+                              "live")
         self.view.release()
         rc = named_ring_free(r)
         if rc < 0:

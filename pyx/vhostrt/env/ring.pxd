@@ -272,6 +272,7 @@ cdef int check_count(object count, uint32_t kind) except -1
 cdef class Ring:
     cdef ring_t *r              # owned; NULL before __init__, or while that fails
     cdef Py_ssize_t shape       # slots
+    cdef Py_ssize_t exports     # views of them that live
     cdef int require(self) except -1
     cdef uint32_t give(self, list words, bint bulk) except? 0xFFFFFFFF
     cdef list take(self, n, bint bulk)

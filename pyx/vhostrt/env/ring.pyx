@@ -158,6 +158,10 @@ cdef class Ring:
     def __getbuffer__(self, Py_buffer *view, int flags):
         self.require()
         PyBuffer_FillInfo(view, self, ring_slots(self.r), self.shape * sizeof(void *), 0, flags)
+        self.exports += 1
+
+    def __releasebuffer__(self, Py_buffer *view):
+        self.exports -= 1
 
     @property
     def capacity(self) -> int:
