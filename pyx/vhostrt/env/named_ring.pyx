@@ -182,11 +182,9 @@ cdef class NamedRing(Ring):
         cdef int rc
         if r is NULL:
             return
-        if self.exports:
-            raise BufferError(f"ring {self.name!a} is in use: {self.exports} views of its slots "
-                              "live")
-        self.view.release()
-        rc = named_ring_free(r)
+        if not self.exports:
+            self.view.release()
+        rc = -EBUSY if self.exports else named_ring_free(r)
         if rc < 0:
             self.hold(r)
         if rc == -EBUSY:
