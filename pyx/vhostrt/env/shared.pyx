@@ -22,10 +22,12 @@ cdef extern from *:
     #ifndef _GNU_SOURCE
     #define _GNU_SOURCE
     #endif
+    #include <errno.h>
     #include <fcntl.h>
     #include <pthread.h>
     #include <sys/file.h>
     #include <sys/mman.h>
+    #include <time.h>
     #ifndef MAP_FIXED_NOREPLACE
     #define MAP_FIXED_NOREPLACE 0x100000
     #endif
@@ -41,6 +43,23 @@ cdef extern from *:
         pthread_mutexattr_destroy(&attr);
         return -rc;
     }
+    /* Who is woken and is killed before it has the mutex takes the wake-up of the others along: the
+       kernel passes it on only while the mutex is free. So nobody sleeps without looking again. */
+    static int vh_shared_mutex_take(pthread_mutex_t *m)
+    {
+        struct timespec until;
+        int rc = pthread_mutex_trylock(m);
+        while (rc == EBUSY || rc == ETIMEDOUT) {
+            clock_gettime(CLOCK_REALTIME, &until);
+            until.tv_nsec += 50 * 1000 * 1000;
+            if (until.tv_nsec >= 1000 * 1000 * 1000) {
+                until.tv_nsec -= 1000 * 1000 * 1000;
+                until.tv_sec++;
+            }
+            rc = pthread_mutex_timedlock(m, &until);
+        }
+        return rc;
+    }
     """
     enum:
         MAP_FIXED_NOREPLACE
@@ -49,7 +68,7 @@ cdef extern from *:
         LOCK_NB
         O_NOFOLLOW
     int shared_mutex "vh_shared_mutex"(pthread_mutex_t *m) nogil
-    int pthread_mutex_lock(pthread_mutex_t *m) nogil
+    int shared_mutex_take "vh_shared_mutex_take"(pthread_mutex_t *m) nogil
     int pthread_mutex_unlock(pthread_mutex_t *m) nogil
     int pthread_mutex_consistent(pthread_mutex_t *m) nogil
     int madvise(void *at, size_t size, int advice) nogil
@@ -73,7 +92,7 @@ cdef int config_lock(env_config_t *c, bint change) noexcept nogil:
     0
     -EOWNERDEAD  the primary has died while it changed them: they are not to be trusted
     """
-    cdef int rc = pthread_mutex_lock(&c.mutex)
+    cdef int rc = shared_mutex_take(&c.mutex)
     if rc == EOWNERDEAD:
         if c.changing:
             c.broken = True
