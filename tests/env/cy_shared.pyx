@@ -1,4 +1,4 @@
-"""vhostrt.env.shared at the C level: the lock of a record, as processes leave it that are killed."""
+"""vhostrt.env.shared at the C level: the lock of a record, as killed processes leave it."""
 import os
 import threading
 import time

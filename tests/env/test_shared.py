@@ -281,6 +281,28 @@ def test_a_process_that_dies_while_it_looks_harms_nobody(two):
     assert first("zone.reserve('two', 64).name") == "two"
 
 
+@pytest.mark.parametrize("what", ["regions", "order", "zones", "zone below", "zone beyond",
+                                  "zone name", "list", "circle", "free space"])
+def test_a_damaged_record_is_refused_and_the_next_start_takes_it_away(prefix, what):
+    with processes(3) as (first, second, third):
+        first.init(file_prefix=prefix, no_huge=True)
+        zone = first("zone.reserve('one', 4096).address")
+        first(f"tailq.add('RTE_RING', 'ring', {zone})")
+        second.init(file_prefix=prefix, proc_type="secondary")
+        first(f"cy_shared.damage({what!r})")
+        damaged = f"the record of the primary process {first.pid} is damaged: Protocol error"
+        for look in ("zone.lookup('one')", "zone.walk()", "memory.stats()", "memory.segments()",
+                     "tailq.dump()", "tailq.find('RTE_RING', 'ring')"):
+            said = second(look)
+            # Without an answer of its own, find() says nothing.
+            assert said is None or said.startswith("OSError: [Errno 71] ") and damaged in said
+        assert damaged in third.init(file_prefix=prefix, proc_type="secondary")
+        second.kill()
+        first.kill()
+        assert "other processes attach" in third.init(file_prefix=prefix, no_huge=True)
+        third.end()
+
+
 # What cannot be attached to.
 
 def test_addresses_that_are_in_use(two, prefix):

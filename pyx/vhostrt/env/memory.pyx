@@ -3,7 +3,7 @@
 The heap is in the record of the environment.  The primary process hands memory out; a secondary
 one, attached to its record, looks things up there and maps what the primary has added.
 """
-from libc.errno cimport EALREADY, EBUSY, EINVAL, ENOMEM, EPERM, ESRCH
+from libc.errno cimport EALREADY, EBUSY, EINVAL, ENOMEM, EPERM, EPROTO, ESRCH
 from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from vhostrt.base.atomics cimport fetch_add_u32, load_relaxed_u32
@@ -14,8 +14,8 @@ from vhostrt.env.heap cimport (REGIONS, WHOLE_WANTED, heap_close, heap_resize, h
                                want_init, want_t)
 from vhostrt.env.region cimport iova_at, region_at, region_next
 from vhostrt.env.segment cimport SEGMENT_FILE
-from vhostrt.env.shared cimport (EOWNERDEAD, config_lock, config_map_region, config_unlock,
-                                 config_unmap, env_config_t)
+from vhostrt.env.shared cimport (EOWNERDEAD, config_lock, config_map_region, config_sound,
+                                 config_unlock, config_unmap, env_config_t)
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil,
@@ -106,6 +106,7 @@ cdef env_config_t *env_lock(bint change, int *rc) noexcept nogil:
     -ESRCH       not between init and fini, or in a forked child
     -EPERM       only the primary process changes them
     -EOWNERDEAD  the primary process has died while it changed them
+    -EPROTO      what another process has in them makes no sense
     -errno       a segment that the primary process has added cannot be mapped
     """
     cdef env_config_t *c = g_config
@@ -119,7 +120,7 @@ cdef env_config_t *env_lock(bint change, int *rc) noexcept nogil:
     if rc[0] < 0:
         return NULL
     if not g_primary:
-        rc[0] = catch_up(c)
+        rc[0] = catch_up(c) if config_sound(c) else -EPROTO
         if rc[0] < 0:
             config_unlock(c)
             return NULL
@@ -301,7 +302,8 @@ def fini() -> None:
     if g_primary and c.heap.blocks:
         ok(-EBUSY, f"memory: {c.heap.blocks} blocks of {c.heap.used} bytes in all are still in "
                    f"use{names_of_zones(c)}")
-    region = region_next(&c.heap, NULL)
+    # What another process has damaged is not looked at once more.
+    region = region_next(&c.heap, NULL) if g_primary or config_sound(c) else NULL
     while region is not NULL:
         if g_primary or g_mapped[region - c.heap.regions] == region.serial:
             tell_gone(region)
@@ -350,6 +352,8 @@ cdef str env_sentence(int rc):
         return f"only the primary process {g_config.head.pid} hands memory out"
     if rc == -EOWNERDEAD:
         return f"the primary process {g_config.head.pid} has died while it changed the memory"
+    if rc == -EPROTO:
+        return f"the record of the primary process {g_config.head.pid} is damaged"
     return "memory is not initialised" if rc == -ESRCH else "memory of the primary process"
 
 

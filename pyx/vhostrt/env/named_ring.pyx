@@ -7,7 +7,7 @@ Threads:  set-up time; the ring itself as ring.pxd says.
 Fails:    -errno below, OSError with a sentence above.
 """
 from libc.errno cimport EBUSY, EEXIST, EINVAL, ENAMETOOLONG, ENOMEM
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uintptr_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcpy, strlen
 from posix.unistd cimport getpid
@@ -143,16 +143,15 @@ cdef class NamedRing(Ring):
         r = ring_create_named(<const char *>text if text else NULL, c_count, c_kind, c_node, &rc)
         if r is NULL:
             ok(rc, f"ring {name!a} of {count} slots: {refusal(rc, name)}")
-        self.hold(r)
+        self.hold(r, r.name.decode(errors="replace"))
 
     def __dealloc__(self):
         self.r = NULL                                           # the zone's, not ours to free
 
-    cdef int hold(self, ring_t *r) except -1:
-        """Be a handle of this ring."""
-        name = r.name.decode(errors="replace")
+    cdef int hold(self, ring_t *r, str name) except -1:
+        """Be a handle of this ring, which is nobody's before its zone says that it is there."""
         found = zone.lookup(f"RG_{name}")
-        if found is None:
+        if found is None or found.address != <uintptr_t>r:
             raise ValueError(f"ring {name!a} has been freed")
         self.view = memoryview(found)
         self.r = r
@@ -169,7 +168,7 @@ cdef class NamedRing(Ring):
         if r is NULL:
             return None
         made = NamedRing.__new__(NamedRing)
-        made.hold(r)
+        made.hold(r, name)
         return made
 
     def free(self) -> None:
@@ -186,7 +185,7 @@ cdef class NamedRing(Ring):
             self.view.release()
         rc = -EBUSY if self.exports else named_ring_free(r)
         if rc < 0:
-            self.hold(r)
+            self.hold(r, self.name)
         if rc == -EBUSY:
             raise BufferError(f"ring {self.name!a} is in use: other handles or views of it live")
         if rc < 0:

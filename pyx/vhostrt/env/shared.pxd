@@ -82,5 +82,6 @@ cdef void config_ready(env_config_t *c) noexcept nogil
 cdef int config_map_pages(env_config_t *c, char *at, size_t page_size, uint32_t first,
                           uint32_t count, int fd) noexcept nogil
 cdef int config_map_region(env_config_t *c, region_t *region) noexcept nogil
+cdef bint config_sound(env_config_t *c) noexcept nogil
 cdef void config_unmap(env_config_t *c) noexcept nogil
 cdef char *range_find(env_config_t *c, size_t size, size_t align) noexcept nogil

@@ -13,8 +13,9 @@ from posix.mman cimport (MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MA
 from posix.stat cimport fstat, struct_stat
 from posix.unistd cimport close, ftruncate, getpid, pread
 from vhostrt.base.atomics cimport store_release_u64
-from vhostrt.env.heap cimport NO_PAGES, PAGES_MAX, REGIONS, REGION_FILE, region_t
-from vhostrt.env.region cimport region_next
+from vhostrt.env.heap cimport (HEAP_LISTS, HEAP_NODES, NO_PAGES, PAGES_MAX, REGIONS, REGION_FILE,
+                               heap_node_t, region_t)
+from vhostrt.env.region cimport region_at, region_next
 from vhostrt.env.segment cimport PAGE, SEGMENT_HUGE_FILE, SEGMENT_SHM, segment_t
 
 cdef extern from *:
@@ -235,6 +236,58 @@ cdef env_config_t *config_attach(int fd, int *rc) noexcept nogil:
         rc[0] = -errno
         munmap(head.at, head.size + head.range_size)
     return c
+
+
+cdef bint zone_sound(env_config_t *c, zone_t *zone) noexcept nogil:
+    """True when all of a zone is in one region of the heap."""
+    cdef region_t *region = region_at(&c.heap, zone.addr)
+    if region is NULL or zone.name[ZONE_NAME - 1]:
+        return False
+    return zone.len <= region.segment.size - (<uintptr_t>zone.addr
+                                              - <uintptr_t>region.segment.base)
+
+
+cdef bint node_sound(env_config_t *c, heap_node_t *node) noexcept nogil:
+    """True when the lists of free space of a node begin in the heap."""
+    cdef int i
+    for i in range(HEAP_LISTS):
+        if node.free[i] is not NULL and region_at(&c.heap, node.free[i]) is NULL:
+            return False
+    return True
+
+
+cdef bint list_sound(env_config_t *c, tailq_t *q) noexcept nogil:
+    """True when a list ends, and all of it is in the table."""
+    cdef uint32_t at = q.first
+    cdef uint32_t left = TAILQ_ENTRIES
+    while at < TAILQ_ENTRIES and left:
+        at = c.entries[at].next
+        left -= 1
+    return at == TAILQ_END
+
+
+cdef bint config_sound(env_config_t *c) noexcept nogil:
+    """True when what the tables of another process's record count and number is in them.
+
+    Under its lock: nothing that it says leads a look out of the tables, or a zone out of memory.
+    """
+    cdef uint32_t i
+    if (c.heap.region_count > REGIONS or c.heap.slot_end > REGIONS or c.zone_end > ZONES
+            or c.entry_end > TAILQ_ENTRIES or c.heap.node_count > HEAP_NODES):
+        return False
+    for i in range(c.heap.region_count):
+        if c.heap.order[i] >= REGIONS:
+            return False
+    for i in range(c.heap.node_count):
+        if not node_sound(c, &c.heap.nodes[i]):
+            return False
+    for i in range(c.zone_end):
+        if c.zones[i].name[0] and not zone_sound(c, &c.zones[i]):
+            return False
+    for i in range(<uint32_t>TAILQS):
+        if c.tailqs[i].name[0] and not list_sound(c, &c.tailqs[i]):
+            return False
+    return True
 
 
 cdef void config_unmap(env_config_t *c) noexcept nogil:
