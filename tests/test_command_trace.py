@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,46 @@ def test_what_the_reactors_do(place):
         assert "ram.vq0" in {row["owner"] for row in found if row["point"] == "THREAD_BUSY"}
         assert all("took_us" in row for row in found if row["point"] == "THREAD_BUSY")
         run.stop()
+
+
+def test_channels_that_threads_get_and_give_back(place):
+    with serve(place, "-e", "thread:THREAD_IOCH_GET+THREAD_IOCH_PUT") as run:
+        with Blk(place.sockets / "ram"):
+            number = {t["name"]: t["id"] for t in run.rpc("thread_get_stats")["threads"]}["ram.vq0"]
+        wait_until(lambda: "THREAD_IOCH_PUT" in shown("-p", run.pid))
+        assert [(row["point"], row["args"]) for row in rows("-p", run.pid)] == [
+            (f"THREAD_IOCH_{what}", {"device": "bdev_ram", "channel": "0x0", "refs": refs,
+                                     "id": number}) for what, refs in (("GET", 1), ("PUT", 0))]
+        run.stop()
+
+
+def test_what_a_scheduler_sees_and_moves(place):
+    """A queue without work goes to the main core, with the entries of each look before."""
+    with serve(place, "-m", "0x3", "-e", "scheduler") as run, \
+            Blk(place.sockets / "ram", 2) as blk:
+        ids = {t["name"]: t["id"] for t in run.rpc("thread_get_stats")["threads"]}
+        run.rpc("framework_set_scheduler", name="dynamic", period=20_000, load_limit=100)
+        wait_until(lambda: "SCHEDULER_MOVE_THREAD" in shown("-p", run.pid))
+        found = rows("-p", run.pid)
+        points = [row["point"].removeprefix("SCHEDULER_") for row in found]
+        move = points.index("MOVE_THREAD")
+        assert found[move]["args"] == {"id": ids["ram.vq1"], "from": 1, "to": 0, "rc": 0}
+        first = move - points[move::-1].index("PERIOD_START")
+        us = found[first]["args"]["took_us"]
+        assert us >= 20_000
+        look = found[first + 1:move]
+        assert points[first + 1:move] == ["CORE_STATS", "THREAD_STATS"] * 2
+        assert [row["args"]["core"] for row in look] == [0, 0, 1, 1]
+        assert [row["args"]["id"] for row in look[1::2]] == [ids["ram.vq0"], ids["ram.vq1"]]
+        assert all(row["args"]["busy_us"] + row["args"]["idle_us"] == us for row in look)
+        blk.stop()
+        run.stop()
+
+
+def wait_until(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "it never came"
 
 
 def test_what_is_said_at_the_start(place):

@@ -26,7 +26,7 @@ def known_groups() -> dict[str, trace.Group]:
     """Return the groups there are, by name, in the order of their numbers."""
     # Importing a module registers its points.
     from vhostrt.bdev import core  # noqa: F401
-    from vhostrt.event import loop_trace  # noqa: F401
+    from vhostrt.event import loop_trace, scheduler_trace  # noqa: F401
     from vhostrt.vhost import blk  # noqa: F401
     return {group.name: group for group in trace.groups()}
 

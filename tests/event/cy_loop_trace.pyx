@@ -7,6 +7,7 @@ from vhostrt.event.message cimport thread_send_msg
 from vhostrt.event.thread cimport Thread
 from vhostrt.event.trace cimport TRACE_POINTS, trace
 
+from tests.lib.cy_channels import Device, Place
 from tests.lib.reactors import reactors
 from tests.lib.traces import events_of, tracing
 from vhostrt.event import reactor
@@ -81,6 +82,26 @@ def test_events_threads_and_messages(tmp_path):
     assert busy.owner == "worker.7"
     # The pass took the time from before the message until after it.
     assert busy.words[0] >= events[at["THREAD_MSG_DONE"]].tsc - message.tsc > 0
+
+
+def test_channels(tmp_path):
+    async def main(path):
+        device, light = Device(), Thread("user")
+        await light.attach(0)
+        here = Place(device, light)
+        for what in ("register", "get", "get", "put", "put", "unregister"):
+            assert await here.do(what) == 0
+        found.extend([here.channel, light.id])
+        await light.exit()
+
+    found = []
+    events = [e for e in traced(main, tmp_path, groups=("thread",)) if "IOCH" in e.point.name]
+    channel, number = found
+    assert [(e.point.name.removeprefix("THREAD_IOCH_"), e.arguments()["refs"]) for e in events] == [
+        ("GET", 1), ("GET", 2), ("PUT", 1), ("PUT", 0)]
+    for event in events:
+        assert event.owner == "user" and event.arguments() | {"refs": 0} == {
+            "device": "device", "channel": f"{channel:#x}", "refs": 0, "id": number}
 
 
 @pytest.mark.parametrize("idle", ["sleep", "interrupt"])

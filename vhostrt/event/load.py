@@ -49,6 +49,7 @@ class Meter:
         self.last: Look | None = None
         self.reactors: dict[int, float] = {}    # loads between the last two looks
         self.threads: dict[int, float] = {}
+        self.period_us = 0                      # between them
 
     def look(self) -> None:
         """End the period that began with the look before."""
@@ -57,6 +58,7 @@ class Meter:
         if before is None:
             return
         ticks_gone = max(now.at - before.at, 1)
+        self.period_us = ticks_gone * 1_000_000 // ticks.hz()
 
         def shares(after: dict[int, int], earlier: dict[int, int]) -> dict[int, float]:
             return {key: min(100 * (busy - earlier[key]) / ticks_gone, 100.0)

@@ -16,7 +16,7 @@ from typing import Any
 
 from vhostrt import log
 from vhostrt.env import lcore as lcore_module
-from vhostrt.event import reactor, thread
+from vhostrt.event import reactor, scheduler_trace, thread
 from vhostrt.event.load import STEP, Core, Meter, running
 from vhostrt.event.thread import Thread
 
@@ -310,6 +310,8 @@ class Scheduling:
     async def round(self, scheduler: Scheduler) -> None:
         """Look, move, and let cores without a thread sleep."""
         self.meter.look()
+        if scheduler_trace.wanted():
+            self.trace()
         moves = scheduler.balance(self, self.meter.cores())
         self.rouse({lcore for _, lcore in moves})
         await self.move(moves)
@@ -319,13 +321,25 @@ class Scheduling:
             else:
                 self.rouse({lcore})
 
+    def trace(self) -> None:
+        """Leave entries of what the last look has found."""
+        us = self.meter.period_us
+        scheduler_trace.period(us)
+        for lcore, core in self.meter.cores().items():
+            scheduler_trace.core(lcore, *parts(core.load, us))
+            for light, load in core.threads.items():
+                scheduler_trace.light(light, *parts(load, us))
+
     async def move(self, moves: Moves) -> None:
         for light, lcore in moves:
+            before, rc = light.lcore, 0
             try:
                 await light.move(lcore)
                 log.debug("thread", f"{light.name} runs on core {lcore} now")
             except OSError as error:
+                rc = -(error.errno or errno.EIO)
                 log.info("thread", f"{light.name} stays on core {light.lcore}: {error.strerror}")
+            scheduler_trace.move(light, before, lcore, rc)
 
     def let_sleep(self, lcore: int) -> None:
         """Have a core without a thread wait in the kernel."""
@@ -353,6 +367,12 @@ class Scheduling:
         lcore = wanted if wanted in allowed else self.meter.least(allowed)
         self.rouse({lcore})
         return lcore
+
+
+def parts(load: float, us: int) -> tuple[int, int]:
+    """Return the busy and the idle microseconds of so many, for a load in percent."""
+    busy = round(us * load / 100)
+    return busy, us - busy
 
 
 async def ended(task: asyncio.Task) -> None:

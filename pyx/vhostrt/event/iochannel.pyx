@@ -11,6 +11,7 @@ from libc.string cimport memset, strdup, strncpy
 from vhostrt.base.check cimport check, static_check
 from vhostrt.base.pthreads cimport pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock
 from vhostrt.event.control cimport thread_current
+from vhostrt.event.loop_trace cimport THREAD_IOCH_GET, THREAD_IOCH_PUT, trace_channel
 from vhostrt.event.message cimport thread_deliver
 from vhostrt.event.reactor cimport thread_t
 from vhostrt.event.thread cimport Thread
@@ -231,9 +232,19 @@ cdef io_channel_t *get_io_channel(void *io_device) noexcept nogil:
         if channel is not NULL:
             channel.refs += 1
     pthread_mutex_unlock(&g_mutex)
-    if device is NULL or channel is not NULL:
-        return channel
-    channel = channel_new(thread, io_device, ctx_size)
+    if device is NULL:
+        return NULL
+    if channel is NULL:
+        channel = channel_create(thread, io_device, ctx_size)
+    if channel is not NULL:
+        trace_channel(THREAD_IOCH_GET, thread, channel.device.name, channel, channel.refs)
+    return channel
+
+
+cdef io_channel_t *channel_create(thread_t *thread, void *io_device,
+                                 uint32_t ctx_size) noexcept nogil:
+    """Return a thread's first channel to a device, or NULL, as get_io_channel."""
+    cdef io_channel_t *channel = channel_new(thread, io_device, ctx_size)
     if channel is not NULL and channel.device.create(io_device, io_channel_get_ctx(channel)) < 0:
         pthread_mutex_lock(&g_mutex)
         channel_unlist(channel)
@@ -265,6 +276,7 @@ cdef int put_io_channel(io_channel_t *channel) noexcept nogil:
     if last:
         channel_unlist(channel)
     pthread_mutex_unlock(&g_mutex)
+    trace_channel(THREAD_IOCH_PUT, channel.thread, channel.device.name, channel, channel.refs)
     if last:
         channel.msg.fn = channel_end
         channel.msg.ctx = channel

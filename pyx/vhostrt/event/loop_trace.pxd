@@ -15,7 +15,9 @@ cdef enum:
     REACTOR_DETACH
 
 cdef enum:
-    THREAD_MSG = TRACE_THREAD * TRACE_POINTS + 2
+    THREAD_IOCH_GET = TRACE_THREAD * TRACE_POINTS
+    THREAD_IOCH_PUT
+    THREAD_MSG
     THREAD_MSG_DONE
     THREAD_BUSY
 
@@ -23,4 +25,6 @@ cdef uint32_t run_events_traced(reactor_t *r) noexcept nogil
 cdef uint32_t run_messages_traced(reactor_t *r, thread_t *thread) noexcept nogil
 cdef void traced_event(event_t *event) noexcept nogil
 cdef void traced_message(msg_t *msg) noexcept nogil
+cdef void trace_channel(uint32_t point, thread_t *thread, const char *device, const void *channel,
+                        uint32_t refs) noexcept nogil
 cdef void trace_busy(reactor_t *r, thread_t *thread, uint64_t ticks) noexcept nogil

@@ -1,9 +1,10 @@
 """The trace points of reactors and light threads: what runs on a core, and when it sleeps."""
+from cython cimport unlikely
 from libc.stdint cimport uint32_t, uint64_t
 from vhostrt.event.events cimport run_events
 from vhostrt.event.message cimport run_messages
 from vhostrt.event.reactor cimport event_t, msg_t, reactor_t, thread_t
-from vhostrt.event.trace cimport TRACE_REACTOR, TRACE_THREAD, trace
+from vhostrt.event.trace cimport TRACE_REACTOR, TRACE_THREAD, trace, trace_on, trace_text
 
 from vhostrt.event import trace as tracing
 
@@ -18,6 +19,10 @@ tracing.register("reactor", TRACE_REACTOR, [
     Point(5, "REACTOR_DETACH", (("id", "int"),), "thread"),
 ])
 tracing.register("thread", TRACE_THREAD, [
+    Point(0, "THREAD_IOCH_GET", (("device", "text"), ("channel", "hex"), ("refs", "int"),
+                                 ("id", "int")), "thread"),
+    Point(1, "THREAD_IOCH_PUT", (("device", "text"), ("channel", "hex"), ("refs", "int"),
+                                 ("id", "int")), "thread"),
     Point(2, "THREAD_MSG", (("fn", "hex"), ("ctx", "hex")), "message", "enter"),
     Point(3, "THREAD_MSG_DONE", (), "message", "leave"),
     Point(4, "THREAD_BUSY", (("took", "ticks"),), "thread", "span"),
@@ -46,6 +51,15 @@ cdef void traced_message(msg_t *msg) noexcept nogil:
     trace(THREAD_MSG, msg, 0, <uint64_t>msg.fn, <uint64_t>msg.ctx)
     msg.fn(msg.ctx)
     trace(THREAD_MSG_DONE, msg)
+
+
+cdef void trace_channel(uint32_t point, thread_t *thread, const char *device, const void *channel,
+                        uint32_t refs) noexcept nogil:
+    """A thread has got (THREAD_IOCH_GET) or given back a reference to a channel; `refs` are left.
+    device: its name, or NULL.  channel: NULL where iochannel does not know of it."""
+    if unlikely(trace_on(point)):
+        trace(point, thread, 0, trace_text(device) if device is not NULL else 0,
+              <uint64_t>channel, refs, thread.id)
 
 
 cdef void trace_busy(reactor_t *r, thread_t *thread, uint64_t ticks) noexcept nogil:

@@ -23,6 +23,7 @@ from vhostrt.base.errors cimport ok, os_error
 from vhostrt.base.ticks cimport ticks_now
 from vhostrt.event.control cimport CALL_PENDING, call_done, call_on, call_t, control_thread
 from vhostrt.event.events cimport event_send
+from vhostrt.event.loop_trace cimport THREAD_IOCH_GET, THREAD_IOCH_PUT, trace_channel
 from vhostrt.event.message cimport has_messages, thread_send_node
 from vhostrt.event.post cimport control_node_t, control_post
 from vhostrt.event.reactor cimport (deferred_t, msg_t, reactor_defer_last, reactor_t, thread_attach,
@@ -301,13 +302,17 @@ cdef class Thread:
     def hold(self, str name not None):
         """Note that it has one channel more to what is called `name`, which iochannel does not know
         of, as opening it may block."""
-        self.held[name] = self.held.get(name, 0) + 1
+        cdef bytes text = name.encode()
+        refs = self.held[name] = self.held.get(name, 0) + 1
+        trace_channel(THREAD_IOCH_GET, self.t, text, NULL, refs)
 
     def let_go(self, str name not None):
         """Note that it has one channel less."""
-        self.held[name] -= 1
-        if self.held[name] == 0:
+        cdef bytes text = name.encode()
+        refs = self.held[name] = self.held[name] - 1
+        if refs == 0:
             del self.held[name]
+        trace_channel(THREAD_IOCH_PUT, self.t, text, NULL, refs)
 
     # Life
 
