@@ -91,8 +91,19 @@ def test_threads_are_those_of_the_reactors(target, blk):
     assert here == there and len(here) >= 2
 
 
-def test_both_belong_to_a_running_program():
+def test_app_thread_is_the_control_thread(target):
+    """Its pollers are those of Python, and no reactor has it."""
+    app, = (t for t in target.rpc("thread_get_pollers")["threads"] if t["id"] == 1)
+    assert app["name"] == "app_thread" and app["active_pollers"] == app["paused_pollers"] == []
+    assert sorted(p["name"] for p in app["timed_pollers"]) == ["context_switch_monitor",
+                                                               "reactor_watchdog"]
+    stats = target.rpc("thread_get_stats")["threads"][0]
+    assert (stats["name"], stats["timed_pollers_count"]) == ("app_thread", 2)
+    assert (stats["active_pollers_count"], stats["paused_pollers_count"]) == (0, 0)
+
+
+def test_they_belong_to_a_running_program():
     with Target(disks=(), extra=("--wait-for-rpc",)) as target:
-        for name in ("thread_get_stats", "thread_get_pollers"):
+        for name in ("thread_get_stats", "thread_get_pollers", "thread_get_io_channels"):
             with pytest.raises(RpcError, match="can be called only after"):
                 target.rpc(name)

@@ -241,11 +241,10 @@ cdef io_channel_t *get_io_channel(void *io_device) noexcept nogil:
     return channel
 
 
-cdef io_channel_t *channel_create(thread_t *thread, void *io_device,
-                                 uint32_t ctx_size) noexcept nogil:
+cdef io_channel_t *channel_create(thread_t *thread, void *key, uint32_t ctx_size) noexcept nogil:
     """Return a thread's first channel to a device, or NULL, as get_io_channel."""
-    cdef io_channel_t *channel = channel_new(thread, io_device, ctx_size)
-    if channel is not NULL and channel.device.create(io_device, io_channel_get_ctx(channel)) < 0:
+    cdef io_channel_t *channel = channel_new(thread, key, ctx_size)
+    if channel is not NULL and channel.device.create(key, io_channel_get_ctx(channel)) < 0:
         pthread_mutex_lock(&g_mutex)
         channel_unlist(channel)
         pthread_mutex_unlock(&g_mutex)
