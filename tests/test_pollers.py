@@ -209,7 +209,8 @@ def test_changes_from_inside(what, state, again, asynchronous):
         await notes.reach(1)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        assert poller.state == state
+        # One that goes on may run again already.
+        assert poller.state == state or again and poller.state == "running"
         if again:
             await notes.reach(2)
         else:
