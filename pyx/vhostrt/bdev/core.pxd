@@ -12,7 +12,8 @@ Fails:    bdev_submit answers 1, 0 or -errno, the same at every layer of a stack
 from cython cimport unlikely
 from libc.errno cimport EINVAL, ENODEV, EOPNOTSUPP, EROFS
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from vhostrt.base.atomics cimport load_relaxed_u32, load_relaxed_u64, store_release_u32
+from vhostrt.base.atomics cimport (load_relaxed_u32, load_relaxed_u64, store_relaxed_u32,
+                                   store_release_u32)
 from vhostrt.base.check cimport dcheck
 from vhostrt.event.trace cimport TRACE_BDEV, trace_any
 
@@ -96,14 +97,14 @@ cdef inline int bdev_submit(bdev_channel_t *channel, bdev_io_t *io) noexcept nog
     io.channel = channel
     channel.stats.requests[io.type] += 1
     channel.stats.blocks[io.type] += io.num_blocks
-    channel.inflight += 1
+    store_relaxed_u32(&channel.inflight, channel.inflight + 1)
     if unlikely(trace_any(TRACE_BDEV)):
         rc = bdev_submit_traced(channel, io)
     else:
         rc = channel.submit(channel, io)
     if rc == 0:
         return 0
-    channel.inflight -= 1
+    store_relaxed_u32(&channel.inflight, channel.inflight - 1)
     if rc < 0:
         channel.stats.failed += 1
     return rc

@@ -127,7 +127,7 @@ cdef void thread_attach(reactor_t *r, thread_t *thread) noexcept nogil:
         thread.prev = r.threads.prev
         thread.prev.next = thread
         r.threads.prev = thread
-    r.thread_count += 1
+    store_relaxed_u32(&r.thread_count, r.thread_count + 1)
     trace(REACTOR_ATTACH, thread, 0, thread.id)
 
 
@@ -151,7 +151,7 @@ cdef void thread_detach(thread_t *thread) noexcept nogil:
     trace(REACTOR_DETACH, thread, 0, thread.id)
     unwatch_all(thread.active)
     unwatch_all(thread.paused)
-    r.thread_count -= 1
+    store_relaxed_u32(&r.thread_count, r.thread_count - 1)
     if r.cursor is thread:
         r.cursor = thread.next
     if thread.next is thread:

@@ -6,13 +6,13 @@ from cython cimport unlikely
 from libc.errno cimport EAGAIN, EMSGSIZE, EOPNOTSUPP, EPROTO
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
-from vhostrt.base.atomics cimport prefetch_read
+from vhostrt.base.atomics cimport prefetch_read, store_relaxed_u32
 from vhostrt.bdev.core cimport (BDEV_FLUSH, BDEV_READ, BDEV_WRITE, bdev_io_t, bdev_submit, iovec)
 from vhostrt.event.reactor cimport reactor_defer
 from vhostrt.event.trace cimport TRACE_POINTS, TRACE_VHOST_BLK, trace, trace_any
-from vhostrt.vhost.queue cimport (QUEUE_STARTED, REQUEST_IOVS, Queue, queue_break, queue_publish,
-                                  queue_read_long, queue_t, request_finish, request_return_big,
-                                  request_t)
+from vhostrt.vhost.queue cimport (QUEUE_STARTED, REQUEST_IOVS, Queue, counted, queue_break,
+                                  queue_publish, queue_read_long, queue_t, request_finish,
+                                  request_return_big, request_t)
 from vhostrt.virtio.blk cimport (BLK_ID_BYTES, BLK_S_IOERR, BLK_S_OK, BLK_S_UNSUPP,
                                  BLK_SECTOR_SHIFT, BLK_T_FLUSH, BLK_T_GET_ID, BLK_T_IN, BLK_T_OUT,
                                  blk_header_t, blk_take_header, blk_take_status)
@@ -51,9 +51,9 @@ cdef inline uint8_t status_of(queue_t *q, int rc) noexcept nogil:
     if rc >= 0:
         return BLK_S_OK
     if rc == -EOPNOTSUPP:
-        q.stats.unsupported += 1
+        counted(&q.stats.unsupported, 1)
         return BLK_S_UNSUPP
-    q.stats.errors += 1
+    counted(&q.stats.errors, 1)
     return BLK_S_IOERR
 
 
@@ -81,7 +81,7 @@ cdef inline void blk_transfer(queue_t *q, request_t *request, uint8_t type, uint
     cdef uint32_t shift = q.block_shift
     if unlikely(q.channel is NULL or bytes == 0 or bytes & ((1 << shift) - 1)
                 or sector & ((1 << (shift - BLK_SECTOR_SHIFT)) - 1)):
-        q.stats.errors += 1
+        counted(&q.stats.errors, 1)
         blk_finish(q, request, BLK_S_IOERR, 0)
         return
     request.io.iovs = iovs
@@ -94,9 +94,9 @@ cdef inline void blk_transfer(queue_t *q, request_t *request, uint8_t type, uint
 
 cdef void blk_flush(queue_t *q, request_t *request) noexcept nogil:
     """Succeeds at once when nothing is volatile."""
-    q.stats.flushes += 1
+    counted(&q.stats.flushes, 1)
     if q.channel is NULL:
-        q.stats.errors += 1
+        counted(&q.stats.errors, 1)
         blk_finish(q, request, BLK_S_IOERR, 0)
     elif not q.channel.types >> BDEV_FLUSH & 1:
         blk_finish(q, request, BLK_S_OK, 0)
@@ -111,7 +111,7 @@ cdef void blk_get_id(queue_t *q, request_t *request, iovec *iovs, uint32_t count
     """Up to 20 bytes of the serial, NUL padded."""
     cdef uint32_t done = 0
     cdef uint32_t i, n
-    q.stats.others += 1
+    counted(&q.stats.others, 1)
     for i in range(count):
         n = <uint32_t>min(iovs[i].iov_len, <size_t>(BLK_ID_BYTES - done))
         memcpy(iovs[i].iov_base, &q.serial[done], n)
@@ -126,14 +126,14 @@ cdef inline void blk_dispatch(queue_t *q, request_t *request, chain_t *c,
     cdef uint32_t writable_count = c.count - c.readable
     request.written = 0
     if header.type == BLK_T_IN:
-        q.stats.reads += 1
-        q.stats.bytes_read += c.writable_bytes
+        counted(&q.stats.reads, 1)
+        counted(&q.stats.bytes_read, c.writable_bytes)
         request.written = c.writable_bytes
         blk_transfer(q, request, BDEV_READ, header.sector, writable, writable_count,
                      c.writable_bytes)
     elif header.type == BLK_T_OUT:
-        q.stats.writes += 1
-        q.stats.bytes_written += c.readable_bytes - sizeof(blk_header_t)
+        counted(&q.stats.writes, 1)
+        counted(&q.stats.bytes_written, c.readable_bytes - sizeof(blk_header_t))
         blk_transfer(q, request, BDEV_WRITE, header.sector, &c.iovs[first], c.readable - first,
                      c.readable_bytes - <uint32_t>sizeof(blk_header_t))
     elif header.type == BLK_T_FLUSH:
@@ -141,8 +141,8 @@ cdef inline void blk_dispatch(queue_t *q, request_t *request, chain_t *c,
     elif header.type == BLK_T_GET_ID:
         blk_get_id(q, request, writable, writable_count)
     else:
-        q.stats.others += 1
-        q.stats.unsupported += 1
+        counted(&q.stats.others, 1)
+        counted(&q.stats.unsupported, 1)
         blk_finish(q, request, BLK_S_UNSUPP, 0)
 
 
@@ -174,10 +174,10 @@ cdef inline int blk_pop(queue_t *q, chain_t *c) noexcept nogil:
             request_return_big(q, request)
         return -EPROTO
     q.free = request.next
-    q.inflight += 1
+    store_relaxed_u32(&q.inflight, q.inflight + 1)
     q.lease.inflight += 1
     q.ring.next_avail += 1
-    q.stats.requests += 1
+    counted(&q.stats.requests, 1)
     request.lease = q.lease
     request.head = head
     request.status = status

@@ -7,7 +7,7 @@ Fails:    a ring that a driver spoilt is marked broken, signalled and told to th
 """
 from cython cimport unlikely
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from vhostrt.base.atomics cimport load_relaxed_u32, store_relaxed_u64
+from vhostrt.base.atomics cimport load_relaxed_u32, store_relaxed_u32, store_relaxed_u64
 from vhostrt.bdev.core cimport Channel, bdev_channel_t, bdev_io_t, iovec
 from vhostrt.event.control cimport call_t, control_node_t
 from vhostrt.event.reactor cimport deferred_t, poller_t, reactor_defer, reactor_t
@@ -62,7 +62,7 @@ cdef struct queue_stats_t:      # written by the reactor, read relaxed by others
 cdef struct queue_t:
     split_t ring
     uint32_t state
-    uint32_t inflight           # popped and not yet given back
+    uint32_t inflight           # popped and not yet given back; read relaxed by others
     lease_t *lease              # the view in use
     uint32_t hint               # of regions_translate
     bint indirect
@@ -93,6 +93,11 @@ cdef int queue_read_long(queue_t *q, chain_t *c, request_t *request, uint16_t he
 cdef void request_return_big(queue_t *q, request_t *request) noexcept nogil
 
 
+cdef inline void counted(uint64_t *counter, uint64_t n) noexcept nogil:
+    """Add to a counter of queue_stats_t."""
+    store_relaxed_u64(counter, counter[0] + n)
+
+
 cdef inline void request_free(queue_t *q, request_t *request) noexcept nogil:
     """Put a request back, and let go of the view that it used."""
     cdef lease_t *lease = request.lease
@@ -100,7 +105,7 @@ cdef inline void request_free(queue_t *q, request_t *request) noexcept nogil:
         request_return_big(q, request)
     request.next = q.free
     q.free = request
-    q.inflight -= 1
+    store_relaxed_u32(&q.inflight, q.inflight - 1)
     lease.inflight -= 1
     if unlikely(lease.retired):
         lease_returned(q, lease)

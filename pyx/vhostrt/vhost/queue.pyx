@@ -11,6 +11,7 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from posix.unistd cimport write
+from vhostrt.base.atomics cimport load_relaxed_u64
 from vhostrt.base.check cimport check
 from vhostrt.base.errors cimport ok
 from vhostrt.bdev.core cimport Channel, bdev_channel_t, iovec
@@ -55,7 +56,7 @@ cdef bint signal_fd(int fd) noexcept nogil:
 
 cdef void queue_call(queue_t *q) noexcept nogil:
     """Interrupt the driver."""
-    q.stats.calls += 1
+    counted(&q.stats.calls, 1)
     if not signal_fd(q.call_fd):
         queue_break(q, -ETIMEDOUT)      # and so it is not called again
 
@@ -541,7 +542,15 @@ cdef class Queue:
 
     def stats(self) -> dict:
         """Return the counters of the queue since it was started."""
-        return dict(self.q.stats)
+        cdef queue_stats_t *s = &self.q.stats
+        return {"requests": load_relaxed_u64(&s.requests), "reads": load_relaxed_u64(&s.reads),
+                "writes": load_relaxed_u64(&s.writes), "flushes": load_relaxed_u64(&s.flushes),
+                "others": load_relaxed_u64(&s.others),
+                "bytes_read": load_relaxed_u64(&s.bytes_read),
+                "bytes_written": load_relaxed_u64(&s.bytes_written),
+                "errors": load_relaxed_u64(&s.errors),
+                "unsupported": load_relaxed_u64(&s.unsupported),
+                "calls": load_relaxed_u64(&s.calls)}
 
 
 cdef class Move:
