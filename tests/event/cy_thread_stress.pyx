@@ -194,6 +194,7 @@ async def exchange(most, move):
 @pytest.mark.timeout(1200)
 @run()
 async def test_stress_messages_while_threads_move():
+    """Those of four threads on two reactors; as `make check` runs it, 22 million."""
     moves = [0]
 
     async def move(threads):

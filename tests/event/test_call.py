@@ -12,6 +12,8 @@ import pytest
 from tests.lib import cy_app
 from tests.lib.apps import in_app, opts
 from vhostrt import app
+from vhostrt.event import thread
+from vhostrt.event.scheduler import scheduling
 from vhostrt.event.thread import Thread
 
 C = cy_app.__pyx_capi__
@@ -197,6 +199,21 @@ def test_a_light_thread_runs_what_is_sent_where_it_is():
         await light.exit()
         return failed.value.errno, found
     assert in_app(main, 2) == (errno.EIO, [1, 0])
+
+
+def test_a_scheduler_moves_the_threads_of_an_application():
+    """One without work goes to the main core, and what is sent to it runs there."""
+    async def main(running):
+        light = await thread.create("idle", [0, 1])
+        await light.move(1)
+        scheduling.set("dynamic", 5000, {"load_limit": 100})
+        while light.lcore != 0:
+            await asyncio.sleep(0.005)
+        pair = Pair()
+        await app.send(light, C["fill_pair"], pair)
+        await light.exit()
+        return pair.lcore
+    assert in_app(main, 2) == 0
 
 
 @pytest.mark.parametrize("name, arguments", [
