@@ -48,8 +48,20 @@ REFUSED = {
     "too much": (EnvOptions(mem_size=1 << 50, no_huge=True), errno.ENOMEM,
                  "memory of 1073741824 MiB: "),
     "too much sorted": (EnvOptions(mem_size=1 << 50, legacy_mem=True), errno.ENOMEM, "free "),
-    "too much of a node": (EnvOptions(socket_mem=(0, 1 << 50)), errno.ENOMEM,
+    "too much of a node": (EnvOptions(socket_mem=(1 << 50,)), errno.ENOMEM,
                            "memory of 1073741824 MiB: "),
+    "no such node": (EnvOptions(socket_mem=(*[0] * 900, 8 * MIB)), errno.ENODEV,
+                     "memory of 8 MiB on NUMA node 900: this machine has the nodes 0"),
+    "--mem-file twice by two names": (EnvOptions(mem_files=("/x", "/./x")), errno.EINVAL,
+                                      "memory file /x is named more than once"),
+    "NUL in --mem-file": (EnvOptions(mem_files=("/x\0y",)), errno.EINVAL,
+                          "path '/x\\x00y' has a NUL in it"),
+    "NUL in -F": (EnvOptions(mem_file_dir="\0"), errno.EINVAL, "path '\\x00' has a NUL in it"),
+    "NUL in --huge-dir": (EnvOptions(huge_dir="a\0"), errno.EINVAL, "path 'a\\x00' has a NUL"),
+    "lines in --mem-file": (EnvOptions(mem_files=("/a\nb",)), errno.ENOENT,
+                            "memory file '/a\\nb': "),
+    "a long --huge-dir": (EnvOptions(huge_dir="x" * 5000), errno.EOPNOTSUPP,
+                          f"--huge-dir '{'x' * 57}...': no hugetlbfs is mounted there"),
     "base not of this half": (EnvOptions(base_virtaddr=1 << 60), errno.ENOMEM,
                               "the record of the environment"),
 }
@@ -67,7 +79,8 @@ def test_refused(options, code, said):
 
 @pytest.mark.parametrize("prefix", [".", "..", "a/b", "a%b", "x" * 65, "a\0b"])
 def test_prefixes_that_are_no_names(prefix):
-    with pytest.raises(ValueError, match=f"prefix of files {re.escape(ascii(prefix))}: "):
+    told = re.escape(ascii(prefix if len(prefix) < 60 else prefix[:57] + "..."))
+    with pytest.raises(ValueError, match=f"prefix of files {told}: it "):
         memory.init(EnvOptions(file_prefix=prefix, shm_id=1))
 
 
@@ -212,6 +225,19 @@ def test_pages_of_1_gib_are_meant_where_no_others_are_reserved():
             assert memory.stats()["total"] == GIB
             assert len(memory.zalloc(1000 * MIB)) == 1000 * MIB
         memory.fini()
+
+
+def test_a_directory_by_two_names_is_locked_once(directory):
+    if directory is None:
+        return
+    files = (os.path.join(directory, "one"), os.path.join(directory, ".", "two"))
+    for path in files:
+        with open(path, "w") as file:
+            file.truncate(HUGE)
+    assert memory.init(EnvOptions(mem_files=files)).startswith("Memory: 4 MiB of huge pages in ")
+    memory.fini()
+    for path in files:
+        os.unlink(path)
 
 
 def test_pages_of_both_sizes(directory):

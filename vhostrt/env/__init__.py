@@ -168,14 +168,21 @@ def plain(name: str, value: Any) -> Any:
 
     lcores may be a list of ids, each on the CPU of its number, or text such as "0-1,4@(2-3)".
     """
-    if name == "lcores" and isinstance(value, str):
+    if name != "lcores":
+        return tuple(value) if isinstance(value, list) else value
+    if isinstance(value, str):
         from vhostrt.env.eal import read_lcores
-        return read_lcores(value)
-    if name == "lcores" and isinstance(value, dict):
-        return {lcore: tuple(cpus) for lcore, cpus in sorted(value.items())}
-    if name == "lcores" and isinstance(value, list | tuple | range | set | frozenset):
-        return {lcore: (lcore,) for lcore in sorted(value)}
-    return tuple(value) if isinstance(value, list) else value
+        return arguments.said(name, read_lcores, value)
+    if not isinstance(value, dict | list | tuple | range | set | frozenset):
+        return value
+    if len(value) > cpus.CPU_MAX:
+        raise ValueError(f"lcores: {len(value)} of them are more than {cpus.CPU_MAX}")
+    if not isinstance(value, dict):
+        value = {lcore: (lcore,) for lcore in value}
+    if any(type(lcore) is not int for lcore in value):
+        return value                                    # which is refused as it is
+    return {lcore: tuple(of) if isinstance(of, list | range | set | frozenset) else of
+            for lcore, of in sorted(value.items())}
 
 
 def init(options: EnvOptions | None = None, **keywords: Any) -> Environment:

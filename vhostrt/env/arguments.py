@@ -7,7 +7,7 @@ Threads: any.
 Fails:   ValueError with one sentence that names the option and the value.
 """
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from types import UnionType
 from typing import Any
@@ -144,6 +144,14 @@ def conflicts(o: EnvOptions) -> Iterator[tuple[bool, str]]:
 
 # What is meant when it is not said.
 
+def said(name: str, read: Callable[[str], Any], text: str) -> Any:
+    """Return what a reader makes of an option's text; its ValueError names the option."""
+    try:
+        return read(text)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
 def pci_device(text: str) -> str:
     """Return dddd:bb:dd.f of a PCI device, with the arguments behind its address as they are."""
     address, comma, arguments = text.partition(",")
@@ -167,9 +175,10 @@ def settle(options: EnvOptions) -> EnvOptions:
         iova_mode="va" if options.no_huge else options.iova_mode,
         base_virtaddr=None if not address else -(-address // ALIGN_VIRTADDR) * ALIGN_VIRTADDR,
         service_lcores=tuple(sorted(set(options.service_lcores))),
-        pci_allowed=tuple(map(pci_device, options.pci_allowed)),
-        pci_blocked=tuple(map(pci_device, options.pci_blocked)),
-        vfio_vf_token=options.vfio_vf_token and read_uuid(options.vfio_vf_token))
+        pci_allowed=tuple(said("pci_allowed", pci_device, one) for one in options.pci_allowed),
+        pci_blocked=tuple(said("pci_blocked", pci_device, one) for one in options.pci_blocked),
+        vfio_vf_token=options.vfio_vf_token and said("vfio_vf_token", read_uuid,
+                                                     options.vfio_vf_token))
 
 
 # Words.

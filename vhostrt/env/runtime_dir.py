@@ -12,6 +12,8 @@ import fcntl
 import os
 import stat
 
+from vhostrt.values import shown
+
 RECORD = "config"
 PREFIX_MAX = 64                         # characters
 
@@ -74,8 +76,11 @@ def enter_meeting(prefix: str, make: bool) -> tuple[int, str]:
 
 def check_prefix(prefix: str) -> None:
     """Raise ValueError for a prefix that cannot be the name of a directory and of files."""
-    if not prefix or prefix in (".", "..") or len(prefix) > PREFIX_MAX:
-        raise ValueError(f"prefix of files {prefix!a}: 1 to {PREFIX_MAX} characters")
+    if not prefix or len(prefix) > PREFIX_MAX:
+        raise ValueError(f"prefix of files {shown(prefix)}: it has {len(prefix)} characters, not 1 "
+                         f"to {PREFIX_MAX}")
+    if prefix in (".", ".."):
+        raise ValueError(f"prefix of files {shown(prefix)}: it cannot be the name of a directory")
     for char in "/%\0":
         if char in prefix:
             raise ValueError(f"prefix of files {prefix!a}: it must not contain {char!a}")

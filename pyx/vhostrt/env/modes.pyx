@@ -10,7 +10,7 @@ import os
 import time
 from collections import Counter
 
-from libc.errno cimport EEXIST, EINVAL, ENODATA, ENOENT, ENOMEM, EOPNOTSUPP, EPROTO
+from libc.errno cimport EEXIST, EINVAL, ENODATA, ENODEV, ENOENT, ENOMEM, EOPNOTSUPP, EPROTO
 from libc.stdint cimport SIZE_MAX, uint64_t, uintptr_t
 from libc.string cimport memset, strcpy
 from vhostrt.base.errors cimport ok
@@ -29,9 +29,11 @@ from vhostrt.env.supply cimport (HEAP_NODES, SUPPLY_NAME, SUPPLY_SIZES, pages_of
 from vhostrt.env.tailq cimport new_list
 
 from vhostrt.env import hugepages, memory_plan
+from vhostrt.env.cpus import cpu_list
 from vhostrt.env.memory_plan import MIB
 from vhostrt.env.segment import hugepage_size
 from vhostrt.env.shared import files_of, pid_of
+from vhostrt.values import shown
 
 ATTACH_S = 60                   # seconds that a secondary process waits for its primary to start
 BASE_UNIT = 16 << 20            # --base-virtaddr is rounded up to it
@@ -72,7 +74,10 @@ def check_options(options) -> None:
     if not all(options.mem_files):
         at = options.mem_files.index("")
         ok(-EINVAL, f"the name of the memory file of NUMA node {at} (--mem-file) is empty")
-    twice = [path for path, n in Counter(options.mem_files).items() if n > 1]
+    for path in (*options.mem_files, options.mem_file_dir or "", options.huge_dir or ""):
+        if "\0" in path:
+            ok(-EINVAL, f"path {shown(path)} has a NUL in it")
+    twice = [path for path, n in Counter(map(os.path.realpath, options.mem_files)).items() if n > 1]
     if twice:
         ok(-EINVAL, f"memory file {twice[0]} is named more than once")
     if is_private(options) and options.proc_type == "secondary":
@@ -189,7 +194,7 @@ cdef class Start:
     cdef object claim           # None: private
     cdef list nodes             # NUMA nodes of the machine
     cdef object given           # NUMA node -> lcores, or None
-    cdef dict locks             # hugetlbfs directory -> descriptor with its lock
+    cdef dict locks             # (device, inode) of a hugetlbfs directory -> its locked descriptor
     cdef bint unmounted         # there are huge pages that no hugetlbfs is mounted for
 
     def __init__(self, options, lcores_on_node, claim):
@@ -211,8 +216,14 @@ cdef class Start:
     cdef int lock(self, str directory) except -1:
         """Wait for the lock of a hugetlbfs directory, kept to the end of the start, and clear it.
         """
-        if directory not in self.locks:
-            self.locks[directory] = hugepages.lock_directory(directory)
+        try:
+            about = os.stat(directory)
+        except OSError as error:
+            raise hugepages.failure(error, f"hugepage directory {directory}") from None
+        # By whatever name: it would wait for itself.
+        itself = (about.st_dev, about.st_ino)
+        if itself not in self.locks:
+            self.locks[itself] = hugepages.lock_directory(directory)
             hugepages.clear_directory(directory)
         return 0
 
@@ -260,7 +271,7 @@ cdef class Start:
         if directory is not None:
             size = hugepage_size(directory)
             if not size:
-                ok(-EOPNOTSUPP, f"--huge-dir {directory!a}: no hugetlbfs is mounted there")
+                ok(-EOPNOTSUPP, f"--huge-dir {shown(directory)}: no hugetlbfs is mounted there")
             sizes = [page for page in sizes if page.size == size]
         default = hugepages.default_size(self.options.roots) if sizes else 0
         sizes.sort(key=lambda page: (page.size != default, page.size))
@@ -313,6 +324,10 @@ cdef class Start:
     cdef str fill(self):
         """Take what is to be there from the start; return the sentence about it."""
         options = self.options
+        for node, size in enumerate(options.socket_mem):
+            if size and node not in self.nodes:
+                ok(-ENODEV, f"memory of {size // MIB} MiB on NUMA node {node}: this machine has "
+                            f"the nodes {cpu_list(self.nodes)}")
         heap_init(&self.c.heap, SIZE_MAX // 2)
         self.c.heap.iova_is_va = options.iova_mode == "va"
         self.c.head.nameless = self.claim is not None and options.huge_unlink

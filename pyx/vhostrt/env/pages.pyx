@@ -340,7 +340,7 @@ cdef Pages reserved_pages(str path, size_t size, int node, bint shared):
     cdef int rc
     name = os.fsencode(path)
     cdef const char *c_name = name
-    what = f"memory file {path}"
+    what = f"memory file {path if path.isprintable() else ascii(path)}"
     if len(name) >= REGION_FILE:
         ok(-ENAMETOOLONG, what)
     with nogil:
