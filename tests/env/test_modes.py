@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.lib.hugepages import of_size, reserved
+from tests.lib.hugepages import mounted, of_size, reserved
 from tests.lib.recorded import System
 from vhostrt.env import memory
 from vhostrt.env.options import EnvOptions
@@ -61,7 +61,7 @@ REFUSED = {
     "lines in --mem-file": (EnvOptions(mem_files=("/a\nb",)), errno.ENOENT,
                             "memory file '/a\\nb': "),
     "a long --huge-dir": (EnvOptions(huge_dir="x" * 5000), errno.EOPNOTSUPP,
-                          f"--huge-dir '{'x' * 57}...': no hugetlbfs is mounted there"),
+                          f"--huge-dir '{'x' * 60}: no hugetlbfs is mounted there"),
     "base not of this half": (EnvOptions(base_virtaddr=1 << 60), errno.ENOMEM,
                               "the record of the environment"),
 }
@@ -225,6 +225,27 @@ def test_pages_of_1_gib_are_meant_where_no_others_are_reserved():
             assert memory.stats()["total"] == GIB
             assert len(memory.zalloc(1000 * MIB)) == 1000 * MIB
         memory.fini()
+
+
+def test_a_hugetlbfs_with_a_limit_of_its_own(pages, tmp_path):
+    if not pages:
+        with pytest.raises(OSError, match="no hugetlbfs is mounted there"):
+            memory.init(EnvOptions(huge_dir=str(tmp_path)))
+        return
+    with mounted(tmp_path, more=",size=4M"):
+        said = memory.init(EnvOptions(huge_dir=str(tmp_path), mem_size=16 * MIB))
+        assert re.search(r"\(huge pages in '.+: Cannot allocate memory\)$", said)
+        memory.fini()
+        with pytest.raises(OSError, match="reserved_0 of 16 MiB: 4 MiB are free"):
+            memory.init(EnvOptions(mem_file_dir=str(tmp_path), mem_size=16 * MIB))
+        assert os.listdir(tmp_path) == []
+
+
+def test_a_memory_file_that_is_a_link(tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to("file")
+    with pytest.raises(OSError, match="link is a symbolic link: name the file itself"):
+        memory.init(EnvOptions(mem_files=(str(link),)))
 
 
 def test_a_directory_by_two_names_is_locked_once(directory):

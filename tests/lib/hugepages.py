@@ -92,10 +92,10 @@ def give_back(size, total):
 
 
 @contextlib.contextmanager
-def mounted(path, size=2 * MIB):
-    """Mount a hugetlbfs; yields whether that is allowed."""
-    done = subprocess.run(["mount", "-t", "hugetlbfs", "-o", f"pagesize={size >> 10}K", "none",
-                           str(path)], capture_output=True, text=True)
+def mounted(path, size=2 * MIB, more=""):
+    """Mount a hugetlbfs, with more options where wanted; yields whether that is allowed."""
+    done = subprocess.run(["mount", "-t", "hugetlbfs", "-o", f"pagesize={size >> 10}K{more}",
+                           "none", str(path)], capture_output=True, text=True)
     if done.returncode:
         refused(done.stderr)
         yield False

@@ -33,7 +33,6 @@ from vhostrt.env.cpus import cpu_list
 from vhostrt.env.memory_plan import MIB
 from vhostrt.env.segment import hugepage_size
 from vhostrt.env.shared import files_of, pid_of
-from vhostrt.values import shown
 
 ATTACH_S = 60                   # seconds that a secondary process waits for its primary to start
 BASE_UNIT = 16 << 20            # --base-virtaddr is rounded up to it
@@ -76,7 +75,7 @@ def check_options(options) -> None:
         ok(-EINVAL, f"the name of the memory file of NUMA node {at} (--mem-file) is empty")
     for path in (*options.mem_files, options.mem_file_dir or "", options.huge_dir or ""):
         if "\0" in path:
-            ok(-EINVAL, f"path {shown(path)} has a NUL in it")
+            ok(-EINVAL, f"path {path!a:.61} has a NUL in it")
     twice = [path for path, n in Counter(map(os.path.realpath, options.mem_files)).items() if n > 1]
     if twice:
         ok(-EINVAL, f"memory file {twice[0]} is named more than once")
@@ -195,6 +194,7 @@ cdef class Start:
     cdef list nodes             # NUMA nodes of the machine
     cdef object given           # NUMA node -> lcores, or None
     cdef dict locks             # (device, inode) of a hugetlbfs directory -> its locked descriptor
+    cdef str refusal            # why huge pages that are free cannot be had, or None
     cdef bint unmounted         # there are huge pages that no hugetlbfs is mounted for
 
     def __init__(self, options, lcores_on_node, claim):
@@ -271,7 +271,7 @@ cdef class Start:
         if directory is not None:
             size = hugepage_size(directory)
             if not size:
-                ok(-EOPNOTSUPP, f"--huge-dir {shown(directory)}: no hugetlbfs is mounted there")
+                ok(-EOPNOTSUPP, f"--huge-dir {directory!a:.61}: no hugetlbfs is mounted there")
             sizes = [page for page in sizes if page.size == size]
         default = hugepages.default_size(self.options.roots) if sizes else 0
         sizes.sort(key=lambda page: (page.size != default, page.size))
@@ -452,13 +452,15 @@ cdef class Start:
         reason = f"{free // MIB} MiB of huge pages are free"
         if options.no_huge:
             reason = "as asked"
+        elif self.refusal:
+            reason = self.refusal
         elif self.unmounted:
             reason = "no hugetlbfs is mounted that other processes could map files of"
         return f"Memory: ordinary pages, transparent huge pages asked for ({reason})"
 
     cdef bint promise_huge(self, limit) except -1:
         """Map all of a limit on huge pages; False when there are not so many."""
-        cdef int i
+        cdef int i, rc
         try:
             kept = memory_plan.plan(self.available(), self.lcores(), limit,
                                     self.options.socket_mem)
@@ -466,8 +468,12 @@ cdef class Start:
             return False
         for i in range(self.supply.huge_count):
             for node, count in kept.get(self.supply.huge[i].size, {}).items():
-                if self.promise(&self.supply.huge[i], count * self.supply.huge[i].size, node) < 0:
-                    # Somebody has taken them meanwhile.
+                rc = self.promise(&self.supply.huge[i], count * self.supply.huge[i].size, node)
+                if rc < 0:
+                    # Somebody has taken them meanwhile, or they cannot be had in this directory.
+                    if self.supply.huge[i].directory[0]:
+                        where = os.fsdecode(self.supply.huge[i].directory)
+                        self.refusal = f"huge pages in {where!a:.61}: {os.strerror(-rc)}"
                     self.undo_promises()
                     return False
         self.supply.fixed = True

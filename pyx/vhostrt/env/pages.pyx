@@ -11,7 +11,7 @@ Source:   rte_eal_hugepage_init of DPDK 17.11, which has a file for each page wh
 """
 import os
 
-from libc.errno cimport (EAGAIN, EEXIST, EINVAL, ENAMETOOLONG, ENOMEM, ENOSPC, EOPNOTSUPP,
+from libc.errno cimport (EAGAIN, EEXIST, EINVAL, ELOOP, ENAMETOOLONG, ENOMEM, ENOSPC, EOPNOTSUPP,
                          errno)
 from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
@@ -347,6 +347,8 @@ cdef Pages reserved_pages(str path, size_t size, int node, bint shared):
         rc = segment_map_file(&made.file, c_name, size, node)
     if rc == -EOPNOTSUPP:
         ok(rc, f"{what} is not in a hugetlbfs directory")
+    if rc == -ELOOP:
+        ok(rc, f"{what} is a symbolic link: name the file itself")
     if rc == -EAGAIN:
         ok(rc, f"{what} is another process's")
     if rc == -EINVAL:
@@ -366,6 +368,8 @@ cdef Pages reserved_pages(str path, size_t size, int node, bint shared):
 
 
 def free_mib(path: str) -> int:
-    """Return the MiB of free huge pages of the size that a file's directory has."""
-    size = os.statvfs(os.path.dirname(path) or ".").f_bsize
-    return pages_available(size) * size // MIB
+    """Return the MiB of huge pages that files of a file's directory can have."""
+    there = os.statvfs(os.path.dirname(path) or ".")
+    count = pages_available(there.f_bsize)
+    # Without a limit of its own (mount option size) a hugetlbfs has no count of blocks.
+    return (min(count, there.f_bavail) if there.f_blocks else count) * there.f_bsize // MIB
