@@ -135,6 +135,7 @@ def test_ordinary_pages_have_no_order_and_no_physical_address():
     ({"ranks": 0}, "ranks: '0' is an invalid rank number: they are 1 to 16"),
     ({"ranks": 17}, "ranks: '17' is an invalid rank number"),
     ({"base_virtaddr": 2**47}, "is not in the user's half of the address space"),
+    ({"base_virtaddr": 2**47 - 2**24 + 4096}, "is not in the user's half of the address space"),
     ({"base_virtaddr": -1}, "is not in the user's half of the address space"),
     ({"iova_mode": "dc"}, "iova_mode: 'dc' is none of pa, va"),
     ({"proc_type": "third"}, "proc_type: 'third' is none of primary, secondary, auto"),

@@ -251,6 +251,14 @@ def test_a_forked_child_leaves_the_devices_to_its_parent(tmp_path):
     assert driver.removed == taken
 
 
+def test_ordinary_pages_without_an_iommu_have_no_addresses_for_devices(tmp_path):
+    with start(lcores=[FIRST], roots=PciTree(tmp_path).roots) as environment:
+        assert environment.pci.devices == []
+        assert environment.dma[0].startswith("VFIO is not there")
+        assert environment.dma[1:] == ("no addresses for devices: ordinary pages may move, and "
+                                       "there is no IOMMU",)
+
+
 def test_no_bus_is_looked_at(tmp_path):
     tree = PciTree(tmp_path)
     tree.device("0000:5e:00.0")

@@ -101,11 +101,16 @@ class Environment:
         self.ends.append(bus.close)
         if not self.options.no_pci:
             from vhostrt.env import memmap, vtophys
+            from vhostrt.env.pci import vfio
+            support = vfio.probe(self.options.roots)
             # Ordinary pages may move, so that their physical addresses are of no use.
-            mode, vfio = ("va", "") if self.options.no_huge else bus.iova_mode()
+            mode = "va" if self.options.no_huge else bus.iova_mode()[0]
             memmap.init()
             self.ends.insert(-1, memmap.fini)
-            self.dma = tuple(filter(None, (vfio, vtophys.init(mode, self.options.roots))))
+            told = vtophys.init(mode, self.options.roots)
+            if mode == "va" and not support.iommu:
+                told = "no addresses for devices: ordinary pages may move, and there is no IOMMU"
+            self.dma = tuple(filter(None, (support.sentence, told)))
             self.ends.insert(-1, vtophys.fini)
         self.bus = bus
 

@@ -23,7 +23,7 @@ PROC_TYPES = ("primary", "secondary", "auto")
 VFIO_INTRS = ("legacy", "msi", "msix")
 LEVELS = range(1, 9)
 RANKS = range(1, 17)
-VIRTADDRS = range(0, 2**47)
+VIRTADDRS = range(0, 2**47 - ALIGN_VIRTADDR + 1)        # so that the next multiple is one, too
 
 
 # What cannot be.
