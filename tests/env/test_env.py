@@ -259,6 +259,18 @@ def test_ordinary_pages_without_an_iommu_have_no_addresses_for_devices(tmp_path)
                                        "there is no IOMMU",)
 
 
+def test_what_goes_wrong_inside_is_not_hidden_by_what_it_holds():
+    kept = []
+    with pytest.raises(KeyError, match="wrong") as raised:
+        with start(lcores=[FIRST]):
+            kept.append(memory.zalloc(64))
+            raise KeyError("wrong")
+    assert "could not be ended: [Errno 16] memory: 1 blocks" in raised.value.__notes__[0]
+    assert env.current() is not None
+    kept.clear()
+    env.fini()
+
+
 def test_no_bus_is_looked_at(tmp_path):
     tree = PciTree(tmp_path)
     tree.device("0000:5e:00.0")

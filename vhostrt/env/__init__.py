@@ -159,9 +159,15 @@ class Environment:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_exc: object) -> None:
-        if running is self:
-            fini()
+    def __exit__(self, _kind: object, error: BaseException | None, _frames: object) -> None:
+        try:
+            if running is self:
+                fini()
+        except OSError as why:
+            # What has gone wrong inside is what is to be known; it may be what holds the memory.
+            if error is None:
+                raise
+            error.add_note(f"the environment could not be ended: {why}")
 
     def __repr__(self) -> str:
         state = "running" if running is self else "ended"
