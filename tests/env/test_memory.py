@@ -286,3 +286,50 @@ def test_numpy_is_not_imported_before_it_is_used():
             "b = memory.zalloc(64); r = ring.Ring(8); print('numpy' in sys.modules)")
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "False\n"
+
+
+ALONE = """if 1:
+    import gc, sys, threading
+    from vhostrt.env import memory, tailq, zone
+    from vhostrt.env.options import EnvOptions
+    memory.init(EnvOptions(no_huge=True))
+    kept = [zone.reserve(f"zone {i}", 64) for i in range(30)]
+    looks = (memory.stats, memory.segments, memory.primary_pid, zone.walk, zone.dump, tailq.dump,
+             lambda: zone.lookup("zone 29"), lambda: memory.zalloc(64).free())
+"""
+
+
+def alone(code):
+    """Run code in a process of its own, as what is looked for is that it stands still."""
+    return subprocess.run([sys.executable, "-c", ALONE + code], timeout=60).returncode
+
+
+def test_garbage_with_memory_in_it_is_not_collected_while_the_tables_are_looked_at():
+    assert alone("""
+    gc.set_threshold(1)
+    for look in looks * 50:
+        knot = [memory.zalloc(64)]
+        knot.append(knot)
+        del knot
+        look()
+    assert gc.isenabled()
+    gc.collect()
+    assert memory.stats()["blocks"] == 30
+    gc.disable()
+    zone.walk()
+    assert not gc.isenabled()
+    """) == 0
+
+
+def test_threads_that_look_at_the_tables_at_once_do_not_wait_for_each_other_for_ever():
+    assert alone("""
+    sys.setswitchinterval(1e-6)
+    def run(look):
+        for _ in range(300):
+            look()
+    threads = [threading.Thread(target=run, args=(look,)) for look in looks * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    """) == 0

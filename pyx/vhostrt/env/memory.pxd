@@ -20,6 +20,9 @@ cdef uint64_t env_iova(const void *at) noexcept nogil
 # For the tables of the record, between env_lock and env_unlock.
 cdef env_config_t *env_lock(bint change, int *rc) noexcept nogil
 cdef void env_unlock(env_config_t *c) noexcept nogil
+# The same to look, for Python: with the GIL.
+cdef env_config_t *env_look(int *rc)
+cdef void env_looked(env_config_t *c)
 cdef void env_view(int more) noexcept nogil
 
 # For those who start and stop it.

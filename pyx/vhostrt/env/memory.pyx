@@ -21,6 +21,10 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil,
                        void (*child)() noexcept nogil)
 
+cdef extern from "Python.h":
+    bint PyGC_Disable()
+    bint PyGC_Enable()
+
 # Written by init and fini, of the control thread.
 cdef env_config_t *g_config = NULL      # also in a forked child, which only env_owns looks at
 cdef bint g_begun = False               # between init and fini; a forked child begins anew
@@ -30,6 +34,7 @@ cdef object g_end = None                # called without arguments when all has 
 # Under the lock.
 cdef uint32_t g_mapped[REGIONS]         # of a secondary process: serials of what it has mapped
 cdef uint32_t g_changes = 0
+cdef bint g_collects = False            # what env_looked turns on again
 cdef uint32_t g_views = 0               # Python's views of zones; any thread
 
 
@@ -130,6 +135,30 @@ cdef env_config_t *env_lock(bint change, int *rc) noexcept nogil:
 cdef void env_unlock(env_config_t *c) noexcept nogil:
     """Give the lock back."""
     config_unlock(c)
+
+
+cdef env_config_t *env_look(int *rc):
+    """As env_lock(False), for who makes Python objects of what is there; NULL and why.
+
+    No garbage is collected until env_looked: memory of the heap may be in it, and its end takes
+    the lock. The lock is waited for with the GIL: who has it never waits for that.
+    """
+    global g_collects
+    cdef bint collects = PyGC_Disable()
+    cdef env_config_t *c = env_lock(False, rc)
+    if c is not NULL:
+        g_collects = collects
+    elif collects:
+        PyGC_Enable()
+    return c
+
+
+cdef void env_looked(env_config_t *c):
+    """Give the lock of env_look back."""
+    cdef bint collects = g_collects
+    env_unlock(c)
+    if collects:
+        PyGC_Enable()
 
 
 cdef void env_view(int more) noexcept nogil:

@@ -8,7 +8,7 @@ Fails:    OSError with a sentence.
 from libc.stdint cimport SIZE_MAX, UINT64_MAX, uint32_t, uint64_t, uintptr_t
 from vhostrt.base.errors cimport ok
 from vhostrt.env.heap cimport WHOLE_WANTED, heap_stats, heap_stats_t, region_t
-from vhostrt.env.memory cimport env_iova, env_lock, env_sentence, env_unlock
+from vhostrt.env.memory cimport env_iova, env_look, env_looked, env_sentence
 from vhostrt.env.region cimport (iova_at, region_break, region_next, region_shortage,
                                  shortage_t)
 from vhostrt.env.shared cimport env_config_t
@@ -22,9 +22,7 @@ COUNTS = ("total", "used", "free", "free_max", "populated", "huge", "blocks", "s
 cdef env_config_t *locked() except NULL:
     """Take the lock of the record, or raise why that cannot be."""
     cdef int rc = 0
-    cdef env_config_t *c
-    with nogil:
-        c = env_lock(False, &rc)
+    cdef env_config_t *c = env_look(&rc)
     if c is NULL:
         ok(rc, env_sentence(rc))
     return c
@@ -56,7 +54,7 @@ def stats() -> dict:
                  for i in range(c.heap.node_count) if c.heap.nodes[i].total}
         return counts_of(c, -1) | {"limit": limit, "nodes": nodes}
     finally:
-        env_unlock(c)
+        env_looked(c)
 
 
 def segments() -> list:
@@ -78,7 +76,7 @@ def segments() -> list:
             found.append(one(c, region, start, end - start))
             start = end
         region = region_next(&c.heap, region)
-    env_unlock(c)
+    env_looked(c)
     return found
 
 
@@ -120,5 +118,5 @@ def primary_pid() -> int:
     """Return the process id of the primary process; OSError ESRCH before init."""
     cdef env_config_t *c = locked()
     pid = c.head.pid
-    env_unlock(c)
+    env_looked(c)
     return pid

@@ -3,7 +3,7 @@ from libc.errno cimport EEXIST, EINVAL, ENAMETOOLONG, ENOENT, ENOSPC
 from libc.stdint cimport uint32_t, uintptr_t
 from libc.string cimport memset, strcmp, strcpy, strlen
 from vhostrt.base.errors cimport ok
-from vhostrt.env.memory cimport env_lock, env_sentence, env_unlock
+from vhostrt.env.memory cimport env_lock, env_look, env_looked, env_sentence, env_unlock
 
 
 cdef int check_name(const char *name) noexcept nogil:
@@ -233,7 +233,7 @@ def dump() -> dict:
     cdef int rc = 0
     cdef int i
     cdef uint32_t at
-    cdef env_config_t *c = env_lock(False, &rc)
+    cdef env_config_t *c = env_look(&rc)
     if c is NULL:
         ok(rc, env_sentence(rc))
     lists = {}
@@ -245,5 +245,5 @@ def dump() -> dict:
             at = c.entries[at].next
         if c.tailqs[i].name[0]:
             lists[c.tailqs[i].name.decode(errors="replace")] = names
-    env_unlock(c)
+    env_looked(c)
     return lists

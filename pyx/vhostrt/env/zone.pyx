@@ -9,7 +9,7 @@ from vhostrt.base.errors cimport ok
 from vhostrt.env.growth cimport growth_give, growth_take
 from vhostrt.env.heap cimport (WHOLE_NEEDED, WHOLE_NO, WHOLE_WANTED, heap_free_max, region_t,
                                want_init, want_t)
-from vhostrt.env.memory cimport env_lock, env_sentence, env_unlock, env_view
+from vhostrt.env.memory cimport env_lock, env_look, env_looked, env_sentence, env_unlock, env_view
 from vhostrt.env.region cimport iova_at, region_at, region_shortage
 from vhostrt.env.shared cimport EOWNERDEAD, ZONE_NAME, ZONES, env_config_t, zone_t
 
@@ -392,12 +392,12 @@ def lookup(name: str) -> Zone | None:
     """
     cdef zone_t *zone
     cdef int rc = 0
-    cdef env_config_t *c = env_lock(False, &rc)
+    cdef env_config_t *c = env_look(&rc)
     if c is NULL:
         ok(rc, f"zone {name!a}: {env_sentence(rc)}")
     zone = find(c, name.encode()) if "\0" not in name else NULL
     found = None if zone is NULL else Zone.of(zone)
-    env_unlock(c)
+    env_looked(c)
     return found
 
 
@@ -410,11 +410,11 @@ def walk() -> list:
     """Return all zones, in the order of the table."""
     cdef uint32_t i
     cdef int rc = 0
-    cdef env_config_t *c = env_lock(False, &rc)
+    cdef env_config_t *c = env_look(&rc)
     if c is NULL:
         ok(rc, f"zones: {env_sentence(rc)}")
     found = [Zone.of(&c.zones[i]) for i in range(c.zone_end) if c.zones[i].name[0]]
-    env_unlock(c)
+    env_looked(c)
     return found
 
 
