@@ -12,17 +12,23 @@ from vhostrt.event.reactor cimport event_t, thread_t
 cdef enum:
     CALL_PENDING = 1 << 20          # the function will call call_done itself, exactly once
 
+cdef struct awaited_t:
+    # What somebody waits for: the first member of a struct that awaited_new allocates.
+    control_node_t node             # posted when rc is there
+    int rc                          # the answer
+    void *future                    # owned reference: asyncio.Future of the answer
+    void *keep                      # owned reference: what has to live until then
+
 cdef struct call_t:
-    control_node_t node             # first: the node is the call
+    awaited_t awaited               # first
     event_t event
     int (*fn)(call_t *call) noexcept nogil  # on the reactor; the answer, or CALL_PENDING
     void *arg
-    int rc
-    void *future                    # owned reference: asyncio.Future of the answer
-    void *keep                      # owned reference: what arg points into
 
 ctypedef int (*call_fn)(call_t *call) noexcept nogil
 
+cdef awaited_t *awaited_new(size_t size, object keep) except NULL
+cdef void awaited_drop(awaited_t *awaited)
 cdef void call_done(call_t *call, int rc) noexcept nogil
 cdef object call_on(int lcore, call_fn fn, void *arg, object keep)
 cdef thread_t *control_thread() noexcept nogil      # app_thread; NULL while the loop does not run

@@ -54,8 +54,8 @@ def drain() -> int:
 
 cdef void call_done(call_t *call, int rc) noexcept nogil:
     """Answer a call that returned CALL_PENDING.  The call is gone afterwards."""
-    call.rc = rc
-    control_post(&call.node)
+    call.awaited.rc = rc
+    control_post(&call.awaited.node)
 
 
 cdef void call_run(void *arg1, void *arg2) noexcept nogil:
@@ -65,16 +65,40 @@ cdef void call_run(void *arg1, void *arg2) noexcept nogil:
         call_done(call, rc)
 
 
-cdef void call_answer(void *arg) noexcept:
+cdef awaited_t *awaited_new(size_t size, object keep) except NULL:
+    """Return a zeroed struct of `size` bytes, its first member begun: `keep` is kept, and posting
+    the node answers the future and frees the struct.
+
+    Fails: RuntimeError without a running loop, MemoryError.
+    """
+    future = asyncio.get_running_loop().create_future()
+    cdef awaited_t *awaited = <awaited_t *>calloc(1, size)
+    if awaited is NULL:
+        raise MemoryError
+    awaited.node.run = awaited_answer
+    awaited.node.arg = awaited
+    awaited.future = <void *>future
+    awaited.keep = <void *>keep
+    Py_INCREF(future)
+    Py_INCREF(keep)
+    return awaited
+
+
+cdef void awaited_drop(awaited_t *awaited):
+    """Free it and what it keeps: when it is answered, or will not be."""
+    Py_DECREF(<object>awaited.future)
+    Py_DECREF(<object>awaited.keep)
+    free(awaited)
+
+
+cdef void awaited_answer(void *arg) noexcept:
     """Set the future's result.  A wait that was cancelled no longer wants it."""
-    cdef call_t *call = <call_t *>arg
-    future = <object>call.future
-    keep = <object>call.keep
-    Py_DECREF(future)
-    Py_DECREF(keep)
+    cdef awaited_t *awaited = <awaited_t *>arg
+    cdef int rc = awaited.rc
+    future = <object>awaited.future
+    awaited_drop(awaited)
     if not future.done():
-        future.set_result(call.rc)
-    free(call)
+        future.set_result(rc)
 
 
 cdef object call_on(int lcore, call_fn fn, void *arg, object keep):
@@ -83,26 +107,16 @@ cdef object call_on(int lcore, call_fn fn, void *arg, object keep):
     `keep` is held until the answer is there: the object that arg points into.
     OSError when the event cannot be sent.
     """
-    future = asyncio.get_running_loop().create_future()
-    cdef call_t *call = <call_t *>calloc(1, sizeof(call_t))
+    cdef call_t *call = <call_t *>awaited_new(sizeof(call_t), keep)
     cdef int rc
-    if call is NULL:
-        raise MemoryError
-    call.node.run = call_answer
-    call.node.arg = call
+    future = <object>call.awaited.future
     call.fn = fn
     call.arg = arg
-    call.future = <void *>future
-    call.keep = <void *>keep
     call.event.fn = call_run
     call.event.arg1 = call
-    Py_INCREF(future)
-    Py_INCREF(keep)
     rc = event_send(lcore, &call.event)
     if rc < 0:
-        Py_DECREF(future)
-        Py_DECREF(keep)
-        free(call)
+        awaited_drop(&call.awaited)
         raise os_error(rc, f"event to the reactor on core {lcore}")
     return future
 

@@ -12,20 +12,20 @@ import sys
 import time
 import weakref
 
-from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EAGAIN, EINVAL, EIO, ENODEV, EPERM
 from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport free
 from libc.string cimport memset
 from vhostrt.base.atomics cimport load_relaxed_u64, store_release_u32
 from vhostrt.base.check cimport check
 from vhostrt.base.errors cimport ok, os_error
 from vhostrt.base.ticks cimport ticks_now
-from vhostrt.event.control cimport CALL_PENDING, call_done, call_on, call_t, control_thread
+from vhostrt.event.control cimport (CALL_PENDING, awaited_new, awaited_drop, awaited_t, call_done,
+                                    call_on, call_t, control_thread)
 from vhostrt.event.events cimport event_send
 from vhostrt.event.loop_trace cimport THREAD_IOCH_GET, THREAD_IOCH_PUT, trace_channel
 from vhostrt.event.message cimport has_messages, thread_send_node
-from vhostrt.event.post cimport control_node_t, control_post
+from vhostrt.event.post cimport control_post
 from vhostrt.event.reactor cimport (deferred_t, msg_t, reactor_defer_last, reactor_t, thread_attach,
                                     thread_detach, thread_init)
 
@@ -154,31 +154,16 @@ cdef class Leaving:
 # Calls
 
 cdef struct thread_call_t:
-    control_node_t node
+    awaited_t awaited           # first
     msg_t msg
     thread_call_fn fn
     void *arg
-    int rc
-    void *future                # owned reference: asyncio.Future of the answer
-    void *keep                  # owned reference: what arg points into
 
 
 cdef void call_run(void *ctx) noexcept nogil:
     cdef thread_call_t *call = <thread_call_t *>ctx
-    call.rc = call.fn(call.arg)
-    control_post(&call.node)
-
-
-cdef void call_answer(void *arg) noexcept:
-    """Set the future's result.  A wait that was cancelled no longer wants it."""
-    cdef thread_call_t *call = <thread_call_t *>arg
-    future = <object>call.future
-    keep = <object>call.keep
-    Py_DECREF(future)
-    Py_DECREF(keep)
-    if not future.done():
-        future.set_result(call.rc)
-    free(call)
+    call.awaited.rc = call.fn(call.arg)
+    control_post(&call.awaited.node)
 
 
 cdef object thread_call(Thread light, thread_call_fn fn, void *arg, object keep):
@@ -187,26 +172,17 @@ cdef object thread_call(Thread light, thread_call_fn fn, void *arg, object keep)
     `keep` is held until the answer is there: the object that arg points into.
     OSError(EIO) when the thread does not run, or is ending.
     """
-    future = asyncio.get_running_loop().create_future()
-    cdef thread_call_t *call = <thread_call_t *>calloc(1, sizeof(thread_call_t))
+    cdef thread_call_t *call = <thread_call_t *>awaited_new(sizeof(thread_call_t), keep)
     cdef int rc
-    if call is NULL:
-        raise MemoryError
-    call.node.run = call_answer
-    call.node.arg = call
+    future = <object>call.awaited.future
     call.msg.fn = call_run
     call.msg.ctx = call
     call.fn = fn
     call.arg = arg
-    call.future = <void *>future
-    call.keep = <void *>keep
     rc = thread_send_node(light.t, &call.msg) if light.running else -EIO
     if rc < 0:
-        free(call)
+        awaited_drop(&call.awaited)
         raise os_error(rc, f"message to the thread {light.name}")
-    # Before the answer: that comes through the loop, which is ours.
-    Py_INCREF(future)
-    Py_INCREF(keep)
     return future
 
 
