@@ -35,6 +35,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Self
 
 from vhostrt.env import arguments, cpus
@@ -95,24 +96,9 @@ class Environment:
 
     def start_pci(self) -> None:
         """Scan the bus, and have addresses for its devices: not with --no-pci."""
-        from vhostrt.env.pci.bus import Bus
-        bus = Bus(self.options)
-        bus.scan()
-        self.ends.append(bus.close)
-        if not self.options.no_pci:
-            from vhostrt.env import memmap, vtophys
-            from vhostrt.env.pci import vfio
-            support = vfio.probe(self.options.roots)
-            # Ordinary pages may move, so that their physical addresses are of no use.
-            mode = "va" if self.options.no_huge else bus.iova_mode()[0]
-            memmap.init()
-            self.ends.insert(-1, memmap.fini)
-            told = vtophys.init(mode, self.options.roots)
-            if mode == "va" and not support.iommu:
-                told = "no addresses for devices: ordinary pages may move, and there is no IOMMU"
-            self.dma = tuple(filter(None, (support.sentence, told)))
-            self.ends.insert(-1, vtophys.fini)
-        self.bus = bus
+        from vhostrt.env.pci import bus
+        self.bus, self.dma = bus.start(self.options)
+        self.ends.append(partial(bus.stop, self.bus))
 
     def end(self) -> None:
         """End what has begun, last first.  OSError: the rest stays, and end() may be repeated.

@@ -524,10 +524,10 @@ def test_start_and_stop_may_be_repeated_and_leave_nothing(three, heap):
     before = open_files()
     for _ in range(3):
         bus, sentences = start(EnvOptions(roots=three.roots))
-        assert sentences == [
+        assert sentences == (
             "VFIO is not there: the module vfio-pci is not loaded",
             f"no physical addresses: {three.folder}/proc/self/pagemap cannot be opened (No such "
-            "file or directory)"]
+            "file or directory)")
         driver = Taker()
         bus.register(driver)
         assert len(bus.probe()) == 3
@@ -543,7 +543,7 @@ def test_start_and_stop_may_be_repeated_and_leave_nothing(three, heap):
 
 def test_start_without_pci_has_no_addresses_for_devices(three, heap):
     bus, sentences = start(EnvOptions(roots=three.roots, no_pci=True))
-    assert (bus.devices, sentences, vtophys.mode()) == ([], [], None)
+    assert (bus.devices, sentences, vtophys.mode()) == ([], (), None)
     stop(bus)
 
 
@@ -552,6 +552,12 @@ def test_start_on_a_machine_without_the_bus(tree, heap, lines):
     bus, _ = start(EnvOptions(roots=tree.roots))
     assert (bus.devices, vtophys.mode()) == ([], "pa")
     assert any("*WARNING*: Scan for (pci) bus failed: the PCI bus cannot" in s for s in lines())
+    stop(bus)
+
+
+def test_ordinary_pages_alone_have_virtual_addresses_as_they_may_move(three, heap):
+    bus, sentences = start(EnvOptions(roots=three.roots, no_huge=True))
+    assert vtophys.mode() == "va" and sentences[0].startswith("VFIO is not there")
     stop(bus)
 
 

@@ -133,12 +133,15 @@ class Bus:
 
         What the options say comes first, then that zones have physical addresses already, then
         what the devices ask for; else virtual ones where there is an IOMMU, as they need no right.
-        ValueError: virtual ones are asked for, and VFIO has no IOMMU.
+        With ordinary pages alone they are virtual: such a page may move, which a device would not
+        know.  ValueError: virtual ones are asked for, and VFIO has no IOMMU.
         """
         from vhostrt.env import memory
         from vhostrt.env.pci import vfio
         support = vfio.probe(self.options.roots)
         asked = self.options.iova_mode
+        if self.options.no_huge:
+            return "va", support.sentence
         if asked == "va" and not support.iommu:
             raise ValueError(f"option --iova-mode va: it needs an IOMMU. {support.sentence}")
         learnt = memory.ready() and any(segment["iova"] is not None
@@ -329,7 +332,7 @@ def text_of(error: Exception) -> str:
 
 # The whole: what devices need of the environment, between memory.init and memory.fini.
 
-def start(options: EnvOptions | None = None) -> tuple[Bus, list[str]]:
+def start(options: EnvOptions | None = None) -> tuple[Bus, tuple[str, ...]]:
     """Scan the bus, and start the memory map and the addresses for devices.
 
     Return the bus, which stop ends, and sentences to be said.  With no_pci there are no devices
@@ -338,8 +341,9 @@ def start(options: EnvOptions | None = None) -> tuple[Bus, list[str]]:
     """
     bus = Bus(options)
     if bus.options.no_pci:
-        return bus, []
+        return bus, ()
     from vhostrt.env import memmap, vtophys
+    from vhostrt.env.pci import vfio
     if vtophys.mode() is not None:
         raise OSError(errno.EALREADY, "addresses for devices are already initialised")
     try:
@@ -349,7 +353,10 @@ def start(options: EnvOptions | None = None) -> tuple[Bus, list[str]]:
     mode, sentence = bus.iova_mode()
     try:
         memmap.init()
-        return bus, [sentence, vtophys.init(mode, bus.options.roots)]
+        told = vtophys.init(mode, bus.options.roots)
+        if mode == "va" and not vfio.probe(bus.options.roots).iommu:
+            told = "no addresses for devices: ordinary pages may move, and there is no IOMMU"
+        return bus, tuple(filter(None, (sentence, told)))
     except BaseException:
         stop(bus)
         raise
