@@ -6,8 +6,18 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from vhostrt.bdev import factory, registry
-from vhostrt.rpc.method import Count, Dispatcher, Name, Parameters, Path, Positive, method, refusing
+from vhostrt.bdev import factory, registry, saved
+from vhostrt.rpc.method import (
+    ANY_STATE,
+    Count,
+    Dispatcher,
+    Name,
+    Parameters,
+    Path,
+    Positive,
+    method,
+    refusing,
+)
 
 LOOK_S = 0.01                           # between two looks for a bdev that is waited for
 
@@ -87,6 +97,16 @@ class GetBdevs(Parameters):
     timeout: Count = 0
 
 
+class SetOptions(Parameters):
+    """Sizes of SPDK's pools and caches; not given: as it is."""
+
+    bdev_io_pool_size: Size32 | None = None
+    bdev_io_cache_size: Size32 | None = None
+    bdev_auto_examine: bool | None = None
+    iobuf_small_cache_size: Size32 | None = None
+    iobuf_large_cache_size: Size32 | None = None
+
+
 async def create(make, params: Parameters) -> str:
     with refusing():
         return await make(**msgspec.structs.asdict(params))
@@ -158,3 +178,18 @@ async def bdev_get_bdevs(rpc: Dispatcher, params: GetBdevs) -> list[dict]:
             if e.errno != errno.ENODEV or clock() >= end:
                 raise
         await asyncio.sleep(LOOK_S)
+
+
+@method("bdev_set_options", states=ANY_STATE, aliases=("set_bdev_options",))
+async def bdev_set_options(rpc: Dispatcher, params: SetOptions) -> bool:
+    """Take the sizes of SPDK's pools, of which there are none here: they are saved again."""
+    for name, value in msgspec.structs.asdict(params).items():
+        if value is not None:
+            setattr(saved.options, name, value)
+    return True
+
+
+@method("bdev_wait_for_examine", waits=True)
+async def bdev_wait_for_examine(rpc: Dispatcher) -> bool:
+    """Return when no bdev is looked into any more: at once, as that is over with its creation."""
+    return True
