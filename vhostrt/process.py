@@ -92,7 +92,8 @@ class Lock:
 def lock_at(path: str, folder: int | None = None, option: str = "--lock-file") -> Lock:
     """Take the lock of this file (made where missing), relative to the open directory folder.
 
-    option: what to say for another file. Fails: StartError when another process holds it, OSError when the file cannot be opened.
+    option: what names another one, for the message.
+    Fails: StartError when another process holds it, OSError when the file cannot be opened.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     name = path if folder is None else os.path.basename(path)

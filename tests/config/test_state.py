@@ -174,7 +174,7 @@ def fail(number):
 
 @pytest.mark.parametrize("step, at", [("fsync", 1), ("fsync", 2), ("rename", 1), ("open", 1)])
 def test_every_step_may_fail(path, monkeypatch, step, at):
-    """The old file is there afterwards, or the new one; nothing beside it; the next one is whole."""
+    """The old file is there afterwards, or the new one; the next one is whole."""
     async def life():
         kept = await Kept(path, "a").begin()
         real, calls = getattr(os, step), []
