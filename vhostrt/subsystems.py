@@ -97,7 +97,8 @@ class BdevSubsystem(Subsystem):
     rpc = ("vhostrt.rpc.bdev",)
 
     async def fini(self) -> None:
-        from vhostrt.bdev import registry, saved
+        from vhostrt.bdev import registry, saved, splits
+        splits.clear()
         await registry.delete_all()
         saved.forget()
 

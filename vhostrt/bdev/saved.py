@@ -7,7 +7,7 @@ Source:   the bdev part of SPDK's save_config: its keys in its order; more keys 
 import os
 from typing import Any
 
-from vhostrt.bdev import factory, registry
+from vhostrt.bdev import factory, registry, splits
 from vhostrt.bdev.core import Bdev
 
 Entry = dict[str, Any]                  # {"method":, "params":}
@@ -76,4 +76,4 @@ def config() -> list[Entry]:
         if bdev.product_name in KINDS and not bdev.removed:
             method, params = KINDS[bdev.product_name]
             entries.append({"method": method, "params": params(bdev)})
-    return [*entries, {"method": "bdev_wait_for_examine"}]
+    return [*entries, *splits.config(), {"method": "bdev_wait_for_examine"}]

@@ -6,15 +6,17 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from vhostrt.bdev import factory, registry, saved
+from vhostrt.bdev import factory, registry, saved, splits
 from vhostrt.rpc.method import (
     ANY_STATE,
+    INVALID_PARAMS,
     Count,
     Dispatcher,
     Name,
     Parameters,
     Path,
     Positive,
+    RpcError,
     method,
     refusing,
 )
@@ -97,6 +99,25 @@ class GetBdevs(Parameters):
     timeout: Count = 0
 
 
+class SplitCreate(Parameters):
+    """base_bdev: to cut; it may come later.  split_count: of the parts, fewer if so many do not fit.
+
+    split_size_mb: MiB of each part, 0 for equal parts of all.
+    """
+
+    base_bdev: Name
+    split_count: Annotated[int, Meta(ge=1, le=splits.PARTS_MAX, description="an integer from 1 to "
+                                     f"{splits.PARTS_MAX}")]
+    split_size_mb: Annotated[int, Meta(ge=0, le=2**40, description="a number of MiB, 0 for equal "
+                                       "parts")] = 0
+
+
+class SplitDelete(Parameters):
+    """base_bdev: that was cut."""
+
+    base_bdev: Name
+
+
 class SetOptions(Parameters):
     """Sizes of SPDK's pools and caches; not given: as it is."""
 
@@ -161,6 +182,27 @@ async def bdev_aio_delete(rpc: Dispatcher, params: Named) -> bool:
 async def bdev_uring_delete(rpc: Dispatcher, params: Named) -> bool:
     """Stop serving a file through io_uring, when its users have let go of it."""
     await factory.delete(params.name, "uring")
+    return True
+
+
+@method("bdev_split_create", aliases=("construct_split_vbdev",))
+async def bdev_split_create(rpc: Dispatcher, params: SplitCreate) -> list[str]:
+    """Cut a bdev into parts and return their names; [] when it is not there yet."""
+    try:
+        return await splits.create(params.base_bdev, params.split_count, params.split_size_mb)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise RpcError(INVALID_PARAMS, f"Failed to create {params.split_count} split bdevs from "
+                       f"'{params.base_bdev}': {why}") from None
+
+
+@method("bdev_split_delete", aliases=("destruct_split_vbdev",))
+async def bdev_split_delete(rpc: Dispatcher, params: SplitDelete) -> bool:
+    """Delete the parts of a bdev, when those who use them have let go of them."""
+    try:
+        await splits.delete(params.base_bdev)
+    except OSError as error:
+        raise RpcError(INVALID_PARAMS, str(error.strerror)) from None
     return True
 
 

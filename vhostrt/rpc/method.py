@@ -193,14 +193,20 @@ class Dispatcher:
         try:
             result = await self.call(name, params)
         except RpcError:
-            with contextlib.suppress(OSError):      # it may have done a part
-                await self.keep(name)
+            with contextlib.suppress(RpcError):     # it may have done a part
+                await self.keep_change(name)
             raise
+        await self.keep_change(name)
+        return result
+
+    async def keep_change(self, name: str) -> None:
+        """Have what a method has changed kept.  RpcError when it is not."""
         try:
             await self.keep(name)
         except OSError as e:
             raise of_os_error(e) from e
-        return result
+        except Exception as e:
+            raise internal(f"keeping what {name} has done", e) from e
 
 
 def may_change(known: Method) -> bool:
