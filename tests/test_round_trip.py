@@ -19,7 +19,6 @@ from vhostrt.rpc.method import RpcError
 from vhostrt.subsystems import (
     BdevSubsystem,
     LogSubsystem,
-    SchedulerSubsystem,
     TraceSubsystem,
     VhostBlkSubsystem,
 )
@@ -57,6 +56,8 @@ URING = call("bdev_uring_create", name=NAMES, filename=st.sampled_from(FILES[2:]
 CONTROLLER = call("vhost_create_blk_controller", ctrlr=NAMES, dev_name=st.integers(0, 9),
                   cpumask=maybe(st.sampled_from(["1", "0x1", "[0]"])),
                   readonly=maybe(st.booleans()), socket=maybe(NAMES))
+SPLIT = call("bdev_split_create", base_bdev=st.integers(0, 9) | NAMES,
+             split_count=st.integers(1, 5), split_size_mb=maybe(st.integers(0, 2)))
 SCHEDULER = (call("framework_set_scheduler", name=st.just("dynamic"),
                   period=maybe(st.integers(1000, 2**40)), load_limit=maybe(st.integers(0, 100)),
                   core_limit=maybe(st.integers(0, 100)), core_busy=maybe(st.integers(0, 100)))
@@ -74,8 +75,8 @@ SETTING = (call("log_set_print_level", level=LEVEL) | call("log_set_level", leve
            | call("trace_clear_tpoint_mask", name=GROUP, tpoint_mask=st.integers(1, 2**64 - 1))
            | call("bdev_set_options", bdev_io_pool_size=maybe(SIZE32),
                   bdev_auto_examine=maybe(st.booleans()), iobuf_large_cache_size=maybe(SIZE32)))
-CALLS = st.lists(MALLOC | NULL | AIO | URING | CONTROLLER | CONTROLLER | SCHEDULER | SETTING,
-                 max_size=25)
+CALLS = st.lists(MALLOC | NULL | AIO | URING | SPLIT | CONTROLLER | CONTROLLER | SCHEDULER
+                 | SETTING, max_size=25)
 
 
 @contextlib.contextmanager
@@ -96,11 +97,10 @@ def folder():
 async def make(calls, invoke):
     """Make calls; those that are refused, for a taken name for example, count as not made."""
     for method, params in calls:
-        if "dev_name" in params:
-            bdevs = await invoke("bdev_get_bdevs", None)
-            if not bdevs:
-                continue
-            params = {**params, "dev_name": bdevs[params["dev_name"] % len(bdevs)]["name"]}
+        for key in ("dev_name", "base_bdev"):
+            if isinstance(params.get(key), int):
+                bdevs = [bdev["name"] for bdev in await invoke("bdev_get_bdevs", None)] or ["none"]
+                params = {**params, key: bdevs[params[key] % len(bdevs)]}
         with contextlib.suppress(RpcError):
             await invoke(method, params)
 
@@ -108,15 +108,12 @@ async def make(calls, invoke):
 def target(function, place):
     """Run a coroutine function, of an App with the target's subsystems, in a fresh application."""
     before = vars(log.settings).copy()
-    parts = [SchedulerSubsystem, BdevSubsystem]
-
     async def run(app):
         for part in (LogSubsystem(app.options), TraceSubsystem(app.options)):
             app.subsystems.register(part)
         return await function(app)
     try:
-        return in_app(run, subsystems=[*(part() for part in parts[1:]),
-                                       VhostBlkSubsystem(str(place))],
+        return in_app(run, subsystems=[BdevSubsystem(), VhostBlkSubsystem(str(place))],
                       rpc_addr=None, print_level=log.ERROR, trace_entries=16)
     finally:
         vars(log.settings).update(before)
@@ -150,7 +147,7 @@ def examples():
 
     @settings(max_examples=6, deadline=None, database=None, derandomize=True,
               suppress_health_check=list(HealthCheck))
-    @given(calls=st.lists(MALLOC | NULL | CONTROLLER, min_size=8, max_size=20), more=CALLS)
+    @given(calls=st.lists(MALLOC | NULL | SPLIT | CONTROLLER, min_size=8, max_size=20), more=CALLS)
     def collect(calls, more):
         found.append([*more, *calls])
     collect()

@@ -298,7 +298,7 @@ def test_a_base_that_comes_and_cannot_be_cut_is_there_all_the_same(capsys):
     async def main():
         await splits.create("b", 9)
         await factory.create_null("b", 8, 512)
-        assert names() == ["b"]
+        assert names() == ["b"] and splits.config() == []
     asyncio.run(main())
     assert "bdev b cannot be split: bdev b of 8 blocks" in capsys.readouterr().err
 

@@ -55,7 +55,7 @@ async def create(base: str, count: int, size: int = 0) -> list[str]:
 
 
 async def examine(bdev: Bdev) -> None:
-    """Cut a bdev that has just come, if a split waits for it."""
+    """Cut a bdev that has just come, if a split waits for it; one that cannot be is forgotten."""
     split = splits.get(bdev.name)
     if split is None or split.descriptor is not None:
         return
@@ -64,6 +64,7 @@ async def examine(bdev: Bdev) -> None:
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         log.error(f"bdev {bdev.name} cannot be split: {why}")
+        del splits[bdev.name]
 
 
 async def cut(split: Split) -> None:
