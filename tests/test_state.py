@@ -196,7 +196,12 @@ def test_a_limit_on_files_is_told_and_the_disks_go_on(place, file):
         run.process.wait()
     with place.start("--state", "state.json") as run:
         assert names(run) == ["kept", "more", "last"]
-        run.stop()
+        resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (100, hard))
+        with pytest.raises(RpcError, match="File too large"):
+            add(run, "very last")
+        resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (hard, hard))
+        run.stop()                      # the end writes what could not be written before
+    assert saved_names(file) == ["kept", "more", "last", "very last"]
 
 
 def may_mount():
