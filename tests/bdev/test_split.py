@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from tests.lib.cy_bdev import run
+from tests.lib.cy_bdev import Poller, run
 from tests.lib.reactors import reactors
 from vhostrt.bdev import factory, registry, splits
 
@@ -129,17 +129,23 @@ def test_more_requests_at_once_than_a_part_hands_on(kind, tmp_path):
     asyncio.run(main())
 
 
-def test_what_waits_is_refused_when_the_base_goes(tmp_path):
+@pytest.mark.parametrize("kind", ["aio", "uring"])
+def test_what_waits_is_refused_when_the_base_goes(kind, tmp_path):
     async def main():
         async with reactors():
-            await base("aio", tmp_path / "disk")
+            await base(kind, tmp_path / "disk")
             await splits.create("b", 2)
-            async with channels("bp0") as (part,):
-                requests = [("write", 0, 64, [bytearray(64 * 512)]) for _ in range(2000)]
+            async with channels("b", "bp0") as (whole, part):
+                poller = Poller(whole)
+                await poller.pause()    # the base answers nothing
+                requests = [("write", 0, 64, [bytearray(64 * 512)]) for _ in range(1000)]
                 answers = asyncio.ensure_future(run(part, requests))
-                await asyncio.sleep(0)
+                while part.inflight < 1000:
+                    await asyncio.sleep(0.001)
                 registry.get("b").mark_removed()
-                assert ended(await answers) <= {0, -errno.ENODEV}
+                await poller.resume()
+                results = await answers
+                assert set(results) == {0, -errno.ENODEV} and results.count(0) == 128
                 assert await run(part, requests[:1]) == [-errno.ENODEV]
             await registry.delete_all()
 
@@ -187,6 +193,10 @@ def names():
     return [bdev.name for bdev in registry.bdevs()]
 
 
+# What SPDK v26.05 gives the part.
+UUID_OF_SECOND_HALF = "6c406959-908a-5bda-b9c6-d20bdaf38536"
+
+
 def test_what_is_told_of_a_part():
     async def main():
         await factory.create_malloc(2048, 512, "b", "604c4e11-3f2b-4b0d-8e2d-84498ccb980d")
@@ -197,7 +207,8 @@ def test_what_is_told_of_a_part():
         first = registry.describe(registry.get("b"))
         assert first["claimed"] and first["claim_type"] == "exclusive_write"
         assert not about["claimed"] and "claim_type" not in about
-        # The uuid is that of the next time, too.
+        # The uuid is SPDK's, and that of the next time, too.
+        assert about["uuid"] == UUID_OF_SECOND_HALF
         await splits.delete("b")
         assert not registry.describe(registry.get("b"))["claimed"]
         await splits.create("b", 2)

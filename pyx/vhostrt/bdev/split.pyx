@@ -5,6 +5,7 @@ Owner:    who makes the parts has the base open (vhostrt.bdev.splits); the chann
 Threads:  a channel's requests are handed on and come back on its reactor.
 Source:   bdev_split_create.
 """
+import struct
 import uuid as uuid_module
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -14,6 +15,9 @@ from vhostrt.bdev.core cimport (Bdev, Channel, bdev_channel_t, bdev_io_done, bde
 
 cdef enum:
     CHILDREN = 128                      # requests of one channel at the base; the rest waits
+
+# The namespace of SPDK's uuids of parts.
+NAMESPACE = uuid_module.UUID("976b899e-3e1e-4d71-ab69-c2b08e9df8b8")
 
 cdef struct child_t:
     bdev_io_t io                        # first: the one is the other
@@ -81,6 +85,14 @@ cdef void part_done(bdev_io_t *io, int rc) noexcept nogil:
     bdev_io_done(parent, rc)
 
 
+def uuid_of(base not None, uint64_t start, uint64_t num_blocks) -> str:
+    """Return the uuid of a part: SPDK's, of the base's uuid (str) and the blocks."""
+    from hashlib import sha1
+    name = uuid_module.UUID(base).bytes + struct.pack("<QQ", start, num_blocks)
+    digest = sha1(NAMESPACE.bytes + name, usedforsecurity=False).digest()
+    return str(uuid_module.UUID(bytes=digest[:16], version=5))
+
+
 cdef class Part:
     """What a channel of a part has: its requests for the base, and a channel there."""
 
@@ -107,8 +119,7 @@ cdef class Part:
 cdef class PartBdev(Bdev):
     """The blocks from `start` on of another bdev, num_blocks of them.
 
-    name: str.  base: Bdev, which the maker keeps open as long as there are parts.  The uuid follows
-    from those, so that it is the same whenever this part is made.
+    name: str.  base: Bdev, which the maker keeps open as long as there are parts.
     ValueError: the blocks are not inside the base.
     """
 
@@ -119,8 +130,7 @@ cdef class PartBdev(Bdev):
         if num_blocks > base.num_blocks or start > base.num_blocks - num_blocks:
             raise ValueError(f"{num_blocks} blocks from {start} on are not inside {base.name}, "
                              f"which has {base.num_blocks}")
-        super().__init__(name, "Split Disk",
-                         str(uuid_module.uuid5(uuid_module.UUID(base.uuid), f"split {start}")))
+        super().__init__(name, "Split Disk", uuid_of(base.uuid, start, num_blocks))
         self.setup(num_blocks, base.b.block_size, base.b.types, part_submit)
         self.b.read_only = base.b.read_only
         self.b.write_cache = base.b.write_cache
