@@ -11,6 +11,7 @@ import threading
 import pytest
 
 from tests.lib.command import Place
+from tests.lib.rpc_server import Client
 from tests.lib.target import RpcError, rpc_call
 
 ROUNDS = 25                             # of a program that is killed
@@ -106,6 +107,21 @@ def test_nobody_is_answered_before_the_state_is_restored(place):
                 run.rpc("framework_start_init")
             assert len(names(run)) == 50
             run.stop()
+
+
+def test_settings_made_before_the_start_are_kept_with_it(place):
+    with place.start("--state", "state.json", "--wait-for-rpc") as run:
+        with Client(str(place.rpc)) as client:          # one connection: answers in order
+            assert client.call("log_set_flag", {"flag": "vhost"})["result"] is True
+            assert client.call("framework_set_scheduler", {"name": "dynamic"})["result"] is True
+            assert client.call("framework_start_init")["result"] is True
+            saved = client.call("save_config")["result"]
+        run.process.kill()
+        run.process.wait()
+    with place.start("--state", "state.json") as run:
+        assert run.rpc("save_config") == saved
+        assert run.rpc("framework_get_scheduler")["scheduler_name"] == "dynamic"
+        run.stop()
 
 
 def refused(place, *words):

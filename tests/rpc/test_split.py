@@ -43,8 +43,8 @@ def test_a_part_is_served_and_its_blocks_are_the_bases(target, disk):
 def test_refusals(target, disk):
     target.rpc("vhost_create_blk_controller", ctrlr="c", dev_name="m")
     for params, text in (
-            ({"base_bdev": "m", "split_count": 2}, "Failed to create 2 split bdevs from 'm': bdev m "
-             "is in use, and cannot be claimed by split"),
+            ({"base_bdev": "m", "split_count": 2}, "Failed to create 2 split bdevs from 'm': bdev "
+             "m is in use, and cannot be claimed by split"),
             ({"base_bdev": "m", "split_count": 0}, "'split_count' must be an integer from 1 to"),
             ({"split_count": 1}, "missing 'base_bdev'")):
         with pytest.raises(RpcError, match=text) as caught:

@@ -70,8 +70,8 @@ def test_warnings_are_told_and_the_file_converted(run, old):
                                   "values", "old.conf:3: Dev needs name size_in_MB [block_size], "
                                   "and has 0 values"]),
     ("[Nvme]\n", ["old.conf:1: the module of section [Nvme] is not there yet"]),
-    ("[Null]\nDev '' 16\n", ["old.conf:2: [Null]: bdev_null_create: Invalid parameters: 'name' must "
-                             "be a string of 1 to 255 characters, not \"\""]),
+    ("[Null]\nDev '' 16\n", ["old.conf:2: [Null]: bdev_null_create: Invalid parameters: 'name' "
+                             "must be a string of 1 to 255 characters, not \"\""]),
     ("Null\n", ["old.conf:1: unknown section: 'Null' stands before the first [section]",
                 ]),
     ("{}", ["old.conf is JSON already"]),

@@ -100,7 +100,7 @@ class GetBdevs(Parameters):
 
 
 class SplitCreate(Parameters):
-    """base_bdev: to cut; it may come later.  split_count: of the parts, fewer if so many do not fit.
+    """base_bdev: to cut; it may come later.  split_count: of the parts, fewer where not all fit.
 
     split_size_mb: MiB of each part, 0 for equal parts of all.
     """

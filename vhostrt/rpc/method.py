@@ -185,7 +185,6 @@ class Dispatcher:
         except Exception as e:
             raise internal(f"RPC method {name}", e) from e
 
-
     async def serve(self, name: str, params: Any = None) -> Any:
         """Call a method for a client: what it changes is kept before it is answered."""
         if self.keep is None or not may_change(self.table[name]):
@@ -200,7 +199,12 @@ class Dispatcher:
         return result
 
     async def keep_change(self, name: str) -> None:
-        """Have what a method has changed kept.  RpcError when it is not."""
+        """Have what a method has changed kept.  RpcError when it is not.
+
+        Before the subsystems are initialised nothing is: their start keeps it with the rest.
+        """
+        if self.state & State.STARTUP:
+            return
         try:
             await self.keep(name)
         except OSError as e:
