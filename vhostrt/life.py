@@ -48,7 +48,9 @@ class App:
 
     options      what was asked for; the configuration file's [Global] is merged into it
     subsystems   the Registry that framework_get_subsystems and save_config look at
-    calls        of the JSON configuration file
+    calls        of the configuration file, or of the state file
+    calls_from   its path
+    state        vhostrt.config.state.State, with --state; None otherwise
     rpc          the Dispatcher of the RPC methods; None before its step
     server       the RPC server; None before its step, and with --no-rpc-server
     environment  what the environment is asked to be; None before the configuration is read
@@ -77,6 +79,8 @@ class App:
         self.shutdown = shutdown
         self.subsystems = Registry(subsystems)
         self.calls: list[Call] = []
+        self.calls_from = ""
+        self.state: Any = None
         self.rpc: Any = None
         self.server: Any = None
         self.environment: Any = None

@@ -7,6 +7,7 @@ Fails:   never; a line that stderr does not take is lost.
 import os
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 ERROR, WARNING, NOTICE, INFO, DEBUG = range(5)
@@ -74,6 +75,11 @@ def print_line(text: str) -> None:
         sys.stderr.flush()
     except (OSError, ValueError, AttributeError):
         pass                            # a closed stderr is no reason to stop serving disks
+
+
+def single_flags(flags: Iterable[str] = ("all",)) -> set[str]:
+    """Return the components that these flags stand for: "all" is every one of them."""
+    return set(FLAGS - {"all"} if "all" in flags else flags)
 
 
 def enabled(flag: str) -> bool:

@@ -58,7 +58,8 @@ class RuntimeOptions:
     vfio_vf_token: str | None = None                # UUID
     # Configuration and RPC
     config: str | None = None                       # path; JSON or INI
-    ignore_init_errors: bool = False                # go on after failing entries of a JSON file
+    ignore_init_errors: bool = False                # go on after failing entries of the file
+    state: str | None = None                        # path of the file that keeps what RPC changes
     rpc_addr: str | None = None                     # path of a unix socket, host[:port]; or none
     rpc_server: bool = True
     wait_for_rpc: bool = False
@@ -145,7 +146,9 @@ TABLE = (
            "directory of the vhost sockets (default: current directory)"),
     Option("-c --config --json", "FILE", "config", values.read_path, "configuration, JSON or INI"),
     Option("--json-ignore-init-errors", "", "ignore_init_errors", True,
-           "go on when an entry of the JSON configuration fails"),
+           "go on when an entry of the configuration fails"),
+    Option("--state", "FILE", "state", values.read_path,
+           "keep every change made by RPC in this file, and begin with what it has"),
     Option("-m --cpumask", "MASK", "cores", values.read_cpus,
            "cores to run on: a mask, 0x3, or a list, [0,2-3] (default: the first CPU allowed)"),
     Option("--lcores", "MAP", "lcore_map", values.read_lcore_map,
@@ -246,6 +249,11 @@ def check_together(options: RuntimeOptions) -> None:
         (options.pci_allowed and options.pci_blocked, "options -A and -B exclude each other"),
         (options.wait_for_rpc and not options.rpc_server,
          "option --wait-for-rpc needs the server that --no-rpc-server leaves out"),
+        (options.state and getattr(options, "disks", ()),
+         "option --state keeps disks that RPC or -c has made: make them there, without --disk"),
+        (options.state and options.ignore_init_errors,
+         "option --json-ignore-init-errors would have --state forget what fails: give that file "
+         "with -c instead, for once"),
         (options.max_delay_us and options.idle not in (None, "sleep", "interrupt"),
          "option --max-delay-us belongs to --idle sleep and interrupt, not to --idle "
          f"{options.idle}"),

@@ -89,9 +89,10 @@ class Lock:
             self.fd = -1
 
 
-def lock_at(path: str, folder: int | None = None) -> Lock:
+def lock_at(path: str, folder: int | None = None, option: str = "--lock-file") -> Lock:
     """Take the lock of this file (made where missing), relative to the open directory folder.
 
+    option: what names another one, for the message.
     Fails: StartError when another process holds it, OSError when the file cannot be opened.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -106,7 +107,7 @@ def lock_at(path: str, folder: int | None = None) -> Lock:
         os.close(fd)
         who = f" (process {holder.decode()})" if holder.isdigit() else ""
         raise StartError(f"another vhostrt{who} holds the lock {path!a}; stop it, or give "
-                         "this one its own with --lock-file") from None
+                         f"this one its own with {option}") from None
     except BaseException:
         os.close(fd)
         raise

@@ -31,7 +31,9 @@ class Configuration(Step):
         self.announce = announce
 
     async def start(self, app: App) -> None:
-        app.calls = load(app.options)
+        app.calls, app.calls_from = load(app.options), app.options.config or ""
+        if app.options.state is not None:
+            self.open_state(app, app.options.state)
         try:
             app.environment = options_of(app.options)
         except ValueError as error:
@@ -43,6 +45,22 @@ class Configuration(Step):
             log.warning(sentence)
         if self.announce:
             print_start_lines(app.environment)
+
+    def open_state(self, app: App, path: str) -> None:
+        """Take the calls of the state file, where there is one, instead of those of -c."""
+        from vhostrt.config.state import State
+        app.state = State(path)
+        kept = app.state.open()
+        if kept is None:
+            return
+        if app.calls:
+            log.notice(f"{app.calls_from} is not followed: {app.state.path} has the configuration; "
+                       "remove that to begin anew")
+        app.calls, app.calls_from = kept, app.state.path
+
+    async def stop(self, app: App) -> None:
+        if app.state is not None:
+            app.state.release()
 
 
 class CoreClaims(Step):
@@ -192,6 +210,8 @@ class RpcService(Step):
             app.rpc = Dispatcher(app, table=table, allowed=app.options.rpcs_allowed)
         except ValueError as error:
             raise StartError(f"option --rpcs-allowed: {error}") from None
+        if app.state is not None:
+            app.rpc.keep = app.state.keep
         if app.options.rpc_server and app.options.rpc_addr is not None:
             app.server = Server(app.rpc, paused=not app.options.wait_for_rpc)
             await app.server.listen(app.options.rpc_addr)
@@ -216,7 +236,7 @@ class Subsystems(Step):
             app.init_over.set()
 
     async def initialise(self, app: App) -> None:
-        replay = Replay(app.calls, app.options.config or "", app.rpc.states_of, app.rpc.call,
+        replay = Replay(app.calls, app.calls_from, app.rpc.states_of, app.rpc.call,
                         app.options.ignore_init_errors)
         if app.options.wait_for_rpc:
             await app.init_asked.wait()
@@ -224,10 +244,15 @@ class Subsystems(Step):
         await app.subsystems.start()
         app.rpc.enter_runtime()
         await replay.run(RUNTIME)
+        app.calls = []
+        if app.state is not None:
+            await app.state.begin(app.subsystems.kept)
 
     async def stop(self, app: App) -> None:
         if app.server is not None:
             app.server.pause()          # what a client made from now on, nobody would remove
+        if app.state is not None:
+            await app.state.close()     # the end of the disks is no change to keep
         await app.subsystems.stop()
 
 

@@ -36,6 +36,11 @@ class Subsystem:
         """Return the calls {"method":, "params":} that would make the present state again."""
         return []
 
+    def kept(self) -> list[dict[str, Any]]:
+        """Return these calls for the file of --state: what was left to the program is left to it
+        again, which may have been started with other options then."""
+        return self.config()
+
 
 class Registry:
     """The subsystems of one run, in registration order."""
@@ -113,6 +118,11 @@ class Registry:
     def save(self) -> dict[str, Any]:
         """Return the whole configuration, in the form that --config reads."""
         return {"subsystems": [{"subsystem": subsystem.name, "config": subsystem.config()}
+                               for subsystem in self.order()]}
+
+    def kept(self) -> dict[str, Any]:
+        """Return it as --state keeps it."""
+        return {"subsystems": [{"subsystem": subsystem.name, "config": subsystem.kept()}
                                for subsystem in self.order()]}
 
 

@@ -1,8 +1,7 @@
-"""The INI file, from the viewpoint of a user who still has one."""
+"""The grammar of the INI file, from the viewpoint of a user who still has one."""
 import pytest
 
 from vhostrt.config import ConfigError, ini
-from vhostrt.options import Options, parse_args
 
 
 def items(text):
@@ -11,10 +10,9 @@ def items(text):
             for section in ini.parse(text, "f") for item in section.items]
 
 
-def refusal(text, *words):
+def refusal(text):
     with pytest.raises(ConfigError) as caught:
-        options = parse_args(list(words))
-        ini.apply(ini.parse(text, "f"), options, "f")
+        ini.parse(text, "f")
     return caught.value.lines
 
 
@@ -62,54 +60,3 @@ def test_every_bad_line_is_named_with_its_place():
 @pytest.mark.parametrize("text", ["", "\n\n", "# only a comment\n"])
 def test_a_file_without_section(text):
     assert refusal(text) == ["Invalid config file f: it has no [section]"]
-
-
-def merged(text, *words):
-    options = parse_args(list(words))
-    warnings = ini.apply(ini.parse("[global]\n" + text, "f"), options, "f")
-    return options, warnings
-
-
-@pytest.mark.parametrize("text, fields", [
-    ("ReactorMask 0x3", {"cores": (0, 1)}), ("reactormask [0,2]", {"cores": (0, 2)}),
-    ("ReactorMask 0x3  # two", {"cores": (0, 1)}), ("ReactorMask 0x3 #two", {"cores": (0, 1)}),
-    ("SharedMemoryID 3", {"shm_id": 3}), ("SharedMemoryID -1", {"shm_id": -1}),
-    ("NoPci Yes", {"no_pci": True}), ("NoPci TRUE", {"no_pci": True}),
-    ("NoPci n", {}), ('TpointGroupMask "0x2"', {"tpoint_groups": "0x2"}),
-    ('Comment "a" b c\nComment d', {}),
-])
-def test_global_keys(text, fields):
-    assert merged(text) == (Options(**fields), [])
-
-
-@pytest.mark.parametrize("text, words, field, value", [
-    ("ReactorMask 0x3", ["-m", "1"], "cores", (0,)),
-    ("ReactorMask 0x3", ["--lcores", "5"], "cores", None),
-    ("SharedMemoryID 3", ["-i", "0"], "shm_id", 0), ("SharedMemoryID 3", ["-i", "-1"], "shm_id", 3),
-    ("NoPci No", ["-u"], "no_pci", True), ("TpointGroupMask 1", ["-e", "2"], "tpoint_groups", "2"),
-])
-def test_the_command_line_wins(text, words, field, value):
-    assert getattr(merged(text, *words)[0], field) == value
-
-
-def test_the_documented_key_that_nothing_reads():
-    options, warnings = merged("InstanceID 3\nSharedMemoryID 4")
-    assert options.shm_id == 4
-    assert warnings == ["f:2: [Global] 'InstanceID' means nothing to vhostrt"]
-
-
-def test_bad_values_and_other_sections_are_all_named():
-    text = ("[Global]\nReactorMask 0x3x\nSharedMemoryID 12abc\nNoPci maybe\nTpointGroupMask a:\n"
-            "[Malloc]\nNumberOfLuns 1\n[VhostBlk0]\n[global]\nReactorMask 1\nNoPci\nComment\n"
-            "Comment\n")
-    lines = refusal(text)
-    assert [line.split(" ")[0] for line in lines] == [
-        "f:2:", "f:3:", "f:4:", "f:5:", "f:10:", "f:11:", "f:6:", "f:8:"]
-    assert "ReactorMask: '0x3x'" in lines[0] and "'maybe' is neither Yes nor No" in lines[2]
-    assert lines[4] == "f:10: ReactorMask is given twice"
-    assert lines[6] == "f:6: the module of section [Malloc] is not there yet"
-
-
-@pytest.mark.parametrize("text", ["ReactorMask", "ReactorMask 1 2", "NoPci Yes No"])
-def test_one_value_for_a_key(text):
-    assert "needs one value" in refusal("[Global]\n" + text)[0]

@@ -102,7 +102,7 @@ async def test_mappings_of_names_and_ids():
     scheduling.set("static", options={"mappings": f"t1:1,{made[2].id}:0,later:1"})
     await until(lambda: places(*made) == [0, 1, 0])
     assert scheduling.config() == [{"method": "framework_set_scheduler", "params": {
-        "name": "static", "mappings": f"t1:1,{made[2].id}:0,later:1"}}]
+        "name": "static", "mappings": f"t1:1,{made[2].name}:0,later:1"}}]
     assert scheduling.place([0, 1], "later") == 1
     assert scheduling.place([0], "later") == 0, "where it may not run it does not"
     await end(*made)

@@ -207,7 +207,8 @@ def test_a_configuration_sets_the_scheduler(place):
 def test_what_is_saved():
     from vhostrt.event.scheduler import scheduling
     from vhostrt.subsystems import SchedulerSubsystem
-    assert SchedulerSubsystem().config() == []
+    assert SchedulerSubsystem().config() == [       # as SPDK says it
+        {"method": "framework_set_scheduler", "params": {"name": "static"}}]
     try:
         scheduling.set("dynamic", 7000, {"core_limit": 60})
         assert SchedulerSubsystem().config() == [{

@@ -8,7 +8,7 @@ import itertools
 import os
 import uuid as uuid_module
 
-from vhostrt.bdev import registry
+from vhostrt.bdev import registry, splits
 from vhostrt.bdev.core import Bdev
 from vhostrt.bdev.malloc import MallocBdev
 from vhostrt.bdev.null import NullBdev
@@ -80,6 +80,7 @@ async def add(bdev: Bdev) -> str:
     except BaseException:
         await bdev.close()
         raise
+    await splits.examine(bdev)
     return bdev.name
 
 

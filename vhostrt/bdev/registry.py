@@ -48,6 +48,8 @@ class Descriptor:
             return
         entry, self.entry = self.entry, None
         entry.descriptors.remove(self)
+        if entry.claimer is self:
+            entry.claimer, entry.claim = None, ""
         if not entry.descriptors:
             entry.unused.set()
 
@@ -56,9 +58,12 @@ OnRemove = Callable[[Descriptor], Awaitable[None]]
 
 
 class Entry:
-    """What the registry knows of one bdev."""
+    """What the registry knows of one bdev.
 
-    __slots__ = ("bdev", "descriptors", "unused", "deleting", "letting_go")
+    claim  name of the module that alone may write, "" for none; claimer is its descriptor
+    """
+
+    __slots__ = ("bdev", "descriptors", "unused", "deleting", "letting_go", "claim", "claimer")
 
     def __init__(self, bdev: Bdev) -> None:
         self.bdev = bdev
@@ -66,6 +71,8 @@ class Entry:
         self.unused = asyncio.Event()   # looked at only while deleting
         self.deleting = False
         self.letting_go: asyncio.Task | None = None     # from the first delete on
+        self.claim = ""
+        self.claimer: Descriptor | None = None
 
 
 entries: dict[str, Entry] = {}          # by name, in creation order
@@ -107,16 +114,34 @@ def open(name: str, writable: bool, on_remove: OnRemove) -> Descriptor:
     """Open a bdev by name or uuid.
 
     on_remove(descriptor) is awaited when the bdev is to be deleted; it stops its requests, closes
-    its channels and the descriptor. OSError: ENODEV, EBUSY (being deleted), EROFS.
+    its channels and the descriptor. OSError: ENODEV, EBUSY (being deleted), EROFS, EPERM (claimed).
     """
     entry = find(name)
     if entry.bdev.removed:
         raise OSError(errno.EBUSY, f"bdev {name} is being deleted")
     if writable and entry.bdev.read_only:
         raise OSError(errno.EROFS, f"bdev {name} is read-only and cannot be opened for writing")
+    if writable and entry.claim:
+        raise OSError(errno.EPERM, f"bdev {name} is claimed by {entry.claim} and cannot be opened "
+                      "for writing")
     descriptor = Descriptor(entry, writable, on_remove)
     entry.descriptors.add(descriptor)
     return descriptor
+
+
+def claim(descriptor: Descriptor, module: str) -> None:
+    """Let this descriptor alone write, until it is closed. module: its name, for messages.
+
+    OSError: EPERM (claimed already), EBUSY (others have it open for writing).
+    """
+    entry = descriptor.entry
+    assert entry is not None
+    if entry.claim:
+        raise OSError(errno.EPERM, f"bdev {entry.bdev.name} is claimed by {entry.claim}")
+    if any(other.writable for other in entry.descriptors if other is not descriptor):
+        raise OSError(errno.EBUSY, f"bdev {entry.bdev.name} is in use, and cannot be claimed by "
+                      f"{module}")
+    entry.claim, entry.claimer = module, descriptor
 
 
 async def tell(descriptor: Descriptor) -> None:
@@ -183,9 +208,11 @@ def describe(bdev: Bdev) -> dict:
     types = bdev.io_types
     if bdev.read_only:
         types -= {"write", "unmap", "write_zeroes"}
+    claimed = bdev.name in entries and entries[bdev.name].claim != ""
     return about | {
         "assigned_rate_limits": dict.fromkeys(RATE_LIMITS, 0),
-        "claimed": False,
+        "claimed": claimed,
+        **({"claim_type": "exclusive_write"} if claimed else {}),
         "zoned": False,
         "supported_io_types": {name: name in types for name in IO_TYPES},
         "driver_specific": bdev.driver_specific,

@@ -1,19 +1,15 @@
-"""The old configuration file: sections of keys with values, as SPDK read them until v20.10.
+"""The grammar of the old configuration file: sections of keys with values.
 
 Fails: ConfigError with one line `file:line: why` for each thing that is wrong; the original logs
        those lines and goes on.
+Source: lib/conf of SPDK v18.04.
 """
-from collections.abc import Callable, Iterator
-from copy import copy
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
-from vhostrt import values
 from vhostrt.config import ConfigError
-from vhostrt.options import Options, number_between
 from vhostrt.values import shown
 
-YES, NO = ("yes", "y", "true"), ("no", "n", "false")
 QUOTES = "\"'"
 BLANKS = " \t"
 
@@ -25,6 +21,13 @@ class Item:
     key: str
     values: list[str]
     line: int                           # of the file, from 1
+
+    @property
+    def words(self) -> list[str]:
+        """The values, less a comment: the grammar knows none behind a value; files have them, and
+        were read without harm."""
+        ends = (i for i, word in enumerate(self.values) if i and word.startswith("#"))
+        return self.values[:next(ends, None)]
 
 
 @dataclass(slots=True)
@@ -124,69 +127,3 @@ def heading(line: str) -> str:
     if not bracket or rest or not name:
         raise ValueError(f"broken section: {shown(line)} is not [name] alone")
     return name
-
-
-def read_flag(text: str) -> bool:
-    if text.lower() not in YES + NO:
-        raise ValueError(f"{shown(text)} is neither Yes nor No")
-    return text.lower() in YES
-
-
-# Key of [Global], in lower case: the field of Options it sets, its reader, and what the field has
-# when the command line did not say it; the command line wins.
-GLOBAL_KEYS: dict[str, tuple[str, Callable[[str], Any], tuple[Any, ...]]] = {
-    "sharedmemoryid": ("shm_id", number_between(-values.INT_MAX, values.INT_MAX), (None, -1)),
-    "reactormask": ("cores", values.read_cpus, (None,)),
-    "nopci": ("no_pci", read_flag, (False,)),
-    "tpointgroupmask": ("tpoint_groups", values.read_tpoint_groups, (None,)),
-}
-
-
-def apply_item(options: Options, given: Options, item: Item) -> str | None:
-    """Take one line of [Global] over; return a warning when it means nothing here.
-
-    Fails: ValueError.
-    """
-    if item.key.lower() == "comment":
-        return None
-    if item.key.lower() not in GLOBAL_KEYS:
-        return f"[Global] {shown(item.key)} means nothing to vhostrt"
-    name, reader, unsaid = GLOBAL_KEYS[item.key.lower()]
-    # The grammar knows no comment behind a value; files have them, and were read without harm.
-    words = item.values[:1] if item.values[1:] and item.values[1][:1] == "#" else item.values
-    if len(words) != 1:
-        raise ValueError(f"{item.key} needs one value and has {len(words)}")
-    try:
-        value = reader(words[0])
-    except ValueError as error:
-        raise ValueError(f"{item.key}: {error}") from None
-    if getattr(given, name) in unsaid and not (name == "cores" and given.lcore_map):
-        setattr(options, name, value)
-    return None
-
-
-def apply(sections: list[Section], options: Options, path: str) -> list[str]:
-    """Take [Global] over into options, where the command line left room; return warnings.
-
-    Fails: ConfigError, also for any other section: its module is not there yet.
-    """
-    given, wrong, warnings = copy(options), [], []
-    for section in sections:
-        if section.name.lower() != "global":
-            wrong.append(f"{path}:{section.line}: the module of section [{section.name}] is not "
-                         "there yet")
-            continue
-        seen = set()
-        for item in section.items:
-            try:
-                if item.key.lower() in seen and item.key.lower() != "comment":
-                    raise ValueError(f"{item.key} is given twice")
-                seen.add(item.key.lower())
-                warning = apply_item(options, given, item)
-            except ValueError as error:
-                wrong.append(f"{path}:{item.line}: {error}")
-            else:
-                warnings += [f"{path}:{item.line}: {warning}"] if warning else []
-    if wrong:
-        raise ConfigError(wrong)
-    return warnings

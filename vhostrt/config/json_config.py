@@ -1,6 +1,7 @@
 """The configuration file of today: a list of RPC calls, replayed through the RPC's own dispatcher.
 
-Fails: ConfigError with the position in the file, subsystems[i].config[j], of what is wrong.
+Fails: ConfigError with the line and the position in the file, subsystems[i].config[j], of what is
+       wrong.
 """
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -8,19 +9,16 @@ from typing import Any
 
 from vhostrt import log
 from vhostrt.config import ConfigError
+from vhostrt.config.foreign import IGNORED
 from vhostrt.values import shown
 
 STARTUP, RUNTIME = 1, 2                 # the states of the RPC, as a method's mask has them
 
-# Settings of SPDK modules that have no counterpart here. A file saved by SPDK carries them even
-# where nobody set anything. Nothing that makes an object is in this list.
-FOREIGN_METHODS = frozenset((
-    "bdev_nvme_set_hotplug", "bdev_nvme_set_options", "bdev_raid_set_options", "bdev_set_options",
-    "bdev_virtio_blk_set_hotplug", "bdev_wait_for_examine", "bdev_iscsi_set_options",
-    "iscsi_set_options", "nvmf_set_config", "nvmf_set_crdt", "nvmf_set_max_subsystems",
-    "vmd_enable",
+# What would wait for the end of the file, or for that of the program.
+NOT_IN_A_FILE = frozenset((
+    "framework_start_init", "framework_wait_init", "load_config", "spdk_kill_instance",
+    "start_subsystem_init", "wait_subsystem_init", "kill_instance",
 ))
-FOREIGN_PREFIXES = ("accel_", "iobuf_", "keyring_", "sock_")
 
 
 @dataclass(slots=True, frozen=True)
@@ -30,63 +28,99 @@ class Call:
     subsystem: str
     method: str
     params: dict[str, Any] | None       # None: the entry has none
-    position: str                       # "subsystems[6].config[2]"
+    position: str                       # "subsystems[6].config[2]"; of an INI file its "[Section]"
+    line: int = 0                       # of the file, from 1; 0: there is none
+
+    def place(self, path: str) -> str:
+        """Return where it stands, for a message. path: of the file, or "" for none."""
+        return place(path, self.position, self.line)
+
+
+def place(path: str, position: str, line: int = 0) -> str:
+    where = f"{path}:{line}" if line else path
+    return f"{where}: {position}" if where else position
 
 
 def parse(text: str, path: str) -> list[Call]:
     """Return the calls of a file's text, in order. Fails: ConfigError."""
+    from vhostrt.config.places import lines_of
+    root = read(text, path)
+    lines = lines_of(text)
+    wrong: list[str] = []
+    if isinstance(root, dict) and isinstance(root.get("subsystems"), list):
+        calls = list(read_subsystems(root["subsystems"], Reader(path, lines, wrong)))
+    else:
+        calls = []
+        wrong.append(f'{path}: the file needs a list "subsystems" at its top')
+    if wrong:
+        raise ConfigError(wrong)
+    return calls
+
+
+def read(text: str, path: str) -> Any:
+    """Return the value that a file's text is. Fails: ConfigError."""
     import json
     try:
-        root = json.loads(text)
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError([f"{path}:{error.lineno}:{error.colno}: {error.msg}"]) from None
     except RecursionError:
         raise ConfigError([f"{path}: it is nested too deeply"]) from None
     except ValueError as error:
         raise ConfigError([f"{path}: {error}"]) from None
-    wrong: list[str] = []
-    if isinstance(root, dict) and isinstance(root.get("subsystems"), list):
-        calls = list(read_subsystems(root["subsystems"], wrong))
-    else:
-        calls = []
-        wrong.append('the file needs a list "subsystems" at its top')
-    if wrong:
-        raise ConfigError([f"{path}: {sentence}" for sentence in wrong])
-    return calls
 
 
-def read_subsystems(subsystems: list[Any], wrong: list[str]) -> Iterator[Call]:
+@dataclass(slots=True)
+class Reader:
+    """What reading the entries needs to say where one is wrong.
+
+    lines  of the file, by position; none where there is no file
+    wrong  one sentence for each thing that is
+    """
+
+    path: str
+    lines: dict[str, int]
+    wrong: list[str]
+
+    def refuse(self, position: str, sentence: str) -> None:
+        self.wrong.append(place(self.path, position, self.lines.get(position, 0)) + sentence)
+
+
+def read_subsystems(subsystems: list[Any], reader: Reader) -> Iterator[Call]:
+    """Yield the calls of a list of subsystems."""
     for i, subsystem in enumerate(subsystems):
         where = f"subsystems[{i}]"
         if not isinstance(subsystem, dict) or not isinstance(subsystem.get("subsystem"), str):
-            wrong.append(f'{where} needs a name "subsystem"')
+            reader.refuse(where, ' needs a name "subsystem"')
             continue
         entries = subsystem.get("config")
         if entries is None:
             continue                    # SPDK writes null for a subsystem that has nothing to say
         if not isinstance(entries, list):
-            wrong.append(f'{where}: "config" has to be a list')
+            reader.refuse(where, ': "config" has to be a list')
             continue
-        for j, entry in enumerate(entries):
-            call = read_entry(entry, subsystem["subsystem"], f"{where}.config[{j}]", wrong)
-            if call:
-                yield call
+        yield from read_entries(entries, subsystem["subsystem"], f"{where}.config", reader)
 
 
-def read_entry(entry: Any, subsystem: str, where: str, wrong: list[str]) -> Call | None:
+def read_entries(entries: list[Any], subsystem: str, where: str, reader: Reader) -> Iterator[Call]:
+    """Yield the calls of one list; a list within it is a batch of v26.05, called one by one."""
+    for i, entry in enumerate(entries):
+        position = f"{where}[{i}]"
+        if isinstance(entry, list) and where.endswith(".config"):
+            yield from read_entries(entry, subsystem, position, reader)
+        elif call := read_entry(entry, subsystem, position, reader):
+            yield call
+
+
+def read_entry(entry: Any, subsystem: str, position: str, reader: Reader) -> Call | None:
     if not isinstance(entry, dict) or not isinstance(entry.get("method"), str):
-        wrong.append(f'{where} needs a name "method"')
+        reader.refuse(position, ' needs a name "method"')
         return None
     params = entry.get("params")
     if not (params is None or isinstance(params, dict)):
-        wrong.append(f'{where}: "params" of {shown(entry["method"])} has to be an object')
+        reader.refuse(position, f': "params" of {shown(entry["method"])} has to be an object')
         return None
-    return Call(subsystem, entry["method"], params, where)
-
-
-def foreign(method: str) -> bool:
-    """True for a setting of an SPDK module that vhostrt does not have."""
-    return method in FOREIGN_METHODS or method.startswith(FOREIGN_PREFIXES)
+    return Call(subsystem, entry["method"], params, position, reader.lines.get(position, 0))
 
 
 class Replay:
@@ -99,7 +133,7 @@ class Replay:
                  mask_of: Callable[[str], int | None],
                  invoke: Callable[[str, dict[str, Any] | None], Awaitable[Any]],
                  ignore_errors: bool) -> None:
-        """Take the calls of one file.
+        """Take the calls of one file, or of none: path "".
 
         mask_of        the states a method is allowed in, STARTUP | RUNTIME; None: no such method
         invoke         makes the call as an RPC client would; raises what the client would be told
@@ -110,31 +144,51 @@ class Replay:
         self.known = self.keep_known()
 
     def keep_known(self) -> list[Call]:
-        """Leave out foreign calls, named once each. Fails: ConfigError for unknown ones."""
-        unknown = [call for call in self.calls if self.mask_of(call.method) is None]
-        ignored = sorted({call.method for call in unknown if foreign(call.method)})
-        if ignored:
-            log.notice(f"{self.path}: ignored, settings of modules that vhostrt does not have: "
-                       + ", ".join(ignored))
-        self.fail([f"{self.path}: {call.position}: Method {shown(call.method)} not found"
-                   for call in unknown if not foreign(call.method)])
-        return [call for call in self.calls if call not in unknown]
+        """Leave out foreign calls, named once each.
 
-    def fail(self, sentences: list[str]) -> None:
+        Fails: ConfigError for unknown ones, and for what has no place in a file.
+        """
+        unknown = [call for call in self.calls if self.mask_of(call.method) is None]
+        ignored = sorted({call.method for call in unknown if call.method in IGNORED})
+        if ignored:
+            log.notice(place(self.path, "ignored, settings of modules that vhostrt does not have: ")
+                       + ", ".join(ignored))
+        self.fail([unknown_method(call, self.path) for call in unknown
+                   if call.method not in IGNORED])
+        known = [call for call in self.calls if self.mask_of(call.method) is not None]
+        self.fail([f"{call.place(self.path)}: {call.method} has no place in a configuration: "
+                   "remove the entry" for call in known if call.method in NOT_IN_A_FILE])
+        return [call for call in known if call.method not in NOT_IN_A_FILE]
+
+    def fail(self, sentences: list[str], cause: Exception | None = None) -> None:
+        """Refuse, or where errors are ignored log, what these sentences say. Fails: ConfigError."""
         if sentences and not self.ignore_errors:
-            raise ConfigError(sentences)
+            raise ConfigError(sentences) from cause
         for sentence in sentences:
             log.error(sentence)
+
+    def first_state(self, call: Call) -> int:
+        """Return the state in which a call is made."""
+        return STARTUP if (self.mask_of(call.method) or 0) & STARTUP else RUNTIME
 
     async def run(self, state: int) -> None:
         """Make the calls of one state, one after the other. Fails: ConfigError."""
         for call in self.known:
-            mask = self.mask_of(call.method) or 0
-            first = STARTUP if mask & STARTUP else RUNTIME
-            if state != first:
-                continue
-            try:
-                await self.invoke(call.method, call.params)
-            except Exception as error:      # noqa: BLE001 - as a client is told it, whatever it is
-                why = str(error) or type(error).__name__
-                self.fail([f"{self.path}: {call.position}: {call.method}: {why}"])
+            if state == self.first_state(call):
+                await self.make(call)
+
+    async def make(self, call: Call) -> None:
+        try:
+            await self.invoke(call.method, call.params)
+        except Exception as error:      # noqa: BLE001 - as a client is told it, whatever it is
+            why = str(error) or type(error).__name__
+            self.fail([f"{call.place(self.path)}: {call.method}: {why}"], error)
+
+
+def unknown_method(call: Call, path: str) -> str:
+    """Say that there is no such method, and what to do."""
+    if call.position.startswith("["):           # of an INI file
+        return (f"{call.place(path)}: the module of this section is not there yet (it needs "
+                f"{call.method}): remove the section")
+    return (f"{call.place(path)}: Method {shown(call.method)} not found: remove the entry, or pass "
+            "over what fails with --json-ignore-init-errors")

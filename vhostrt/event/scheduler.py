@@ -79,12 +79,14 @@ class Static(Scheduler):
 
     def __init__(self, options: dict[str, Any]) -> None:
         options = dict(options)
-        self.text = options.pop("mappings", "")
+        text = options.pop("mappings", "")
         super().__init__(options)
-        self.mappings = dict(read_mapping(part) for part in self.text.split(",") if part)
+        self.mappings = dict(read_mapping(part) for part in text.split(",") if part)
 
     def options(self) -> dict[str, Any]:
-        return {"mappings": self.text} if self.text else {}
+        """By name: an id is another thread's at the next start."""
+        text = ",".join(f"{name}:{core}" for name, core in self.mappings.items())
+        return {"mappings": text} if text else {}
 
     def first(self, scheduling: "Scheduling") -> Moves:
         """Back to the first cores, where another scheduler has been at work."""
@@ -111,6 +113,9 @@ def read_mapping(text: str) -> tuple[str, int]:
             name = thread.get(int(name)).name
         except KeyError:
             raise ValueError(f"'mappings': there is no thread {name}") from None
+        if "," in name:
+            raise ValueError(f"'mappings': thread {name!r} has a comma in its name, which cannot "
+                             "be said there")
     return name, int(core)
 
 

@@ -6,8 +6,20 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from vhostrt.bdev import factory, registry
-from vhostrt.rpc.method import Count, Dispatcher, Name, Parameters, Path, Positive, method, refusing
+from vhostrt.bdev import factory, registry, saved, splits
+from vhostrt.rpc.method import (
+    ANY_STATE,
+    INVALID_PARAMS,
+    Count,
+    Dispatcher,
+    Name,
+    Parameters,
+    Path,
+    Positive,
+    RpcError,
+    method,
+    refusing,
+)
 
 LOOK_S = 0.01                           # between two looks for a bdev that is waited for
 
@@ -87,6 +99,35 @@ class GetBdevs(Parameters):
     timeout: Count = 0
 
 
+class SplitCreate(Parameters):
+    """base_bdev: to cut; it may come later.  split_count: of the parts, fewer where not all fit.
+
+    split_size_mb: MiB of each part, 0 for equal parts of all.
+    """
+
+    base_bdev: Name
+    split_count: Annotated[int, Meta(ge=1, le=splits.PARTS_MAX, description="an integer from 1 to "
+                                     f"{splits.PARTS_MAX}")]
+    split_size_mb: Annotated[int, Meta(ge=0, le=2**40, description="a number of MiB, 0 for equal "
+                                       "parts")] = 0
+
+
+class SplitDelete(Parameters):
+    """base_bdev: that was cut."""
+
+    base_bdev: Name
+
+
+class SetOptions(Parameters):
+    """Sizes of SPDK's pools and caches; not given: as it is."""
+
+    bdev_io_pool_size: Size32 | None = None
+    bdev_io_cache_size: Size32 | None = None
+    bdev_auto_examine: bool | None = None
+    iobuf_small_cache_size: Size32 | None = None
+    iobuf_large_cache_size: Size32 | None = None
+
+
 async def create(make, params: Parameters) -> str:
     with refusing():
         return await make(**msgspec.structs.asdict(params))
@@ -144,6 +185,27 @@ async def bdev_uring_delete(rpc: Dispatcher, params: Named) -> bool:
     return True
 
 
+@method("bdev_split_create", aliases=("construct_split_vbdev",))
+async def bdev_split_create(rpc: Dispatcher, params: SplitCreate) -> list[str]:
+    """Cut a bdev into parts and return their names; [] when it is not there yet."""
+    try:
+        return await splits.create(params.base_bdev, params.split_count, params.split_size_mb)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise RpcError(INVALID_PARAMS, f"Failed to create {params.split_count} split bdevs from "
+                       f"'{params.base_bdev}': {why}") from None
+
+
+@method("bdev_split_delete", aliases=("destruct_split_vbdev",))
+async def bdev_split_delete(rpc: Dispatcher, params: SplitDelete) -> bool:
+    """Delete the parts of a bdev, when those who use them have let go of them."""
+    try:
+        await splits.delete(params.base_bdev)
+    except OSError as error:
+        raise RpcError(INVALID_PARAMS, str(error.strerror)) from None
+    return True
+
+
 @method("bdev_get_bdevs", aliases=("get_bdevs",), waits=True)
 async def bdev_get_bdevs(rpc: Dispatcher, params: GetBdevs) -> list[dict]:
     """Return what there is to say of all bdevs, or of one."""
@@ -158,3 +220,18 @@ async def bdev_get_bdevs(rpc: Dispatcher, params: GetBdevs) -> list[dict]:
             if e.errno != errno.ENODEV or clock() >= end:
                 raise
         await asyncio.sleep(LOOK_S)
+
+
+@method("bdev_set_options", states=ANY_STATE, aliases=("set_bdev_options",))
+async def bdev_set_options(rpc: Dispatcher, params: SetOptions) -> bool:
+    """Take the sizes of SPDK's pools, of which there are none here: they are saved again."""
+    for name, value in msgspec.structs.asdict(params).items():
+        if value is not None:
+            setattr(saved.options, name, value)
+    return True
+
+
+@method("bdev_wait_for_examine", waits=True)
+async def bdev_wait_for_examine(rpc: Dispatcher) -> bool:
+    """Return when no bdev is looked into any more: at once, as that is over with its creation."""
+    return True

@@ -21,14 +21,10 @@ class Timestamps(Parameters):
     enabled: bool
 
 
-def single_flags() -> set[str]:
-    return set(log.FLAGS - {"all"})
-
-
 @method("log_get_flags", states=ANY_STATE, aliases=("get_log_flags",))
 async def log_get_flags(rpc: Dispatcher) -> dict[str, bool]:
     """Return for each component whether its lines are on."""
-    return {flag: log.enabled(flag) for flag in sorted(single_flags())}
+    return {flag: log.enabled(flag) for flag in sorted(log.single_flags())}
 
 
 @method("log_set_flag", states=ANY_STATE, aliases=("set_log_flag",))
@@ -42,15 +38,14 @@ async def log_set_flag(rpc: Dispatcher, params: Flag) -> bool:
 async def log_clear_flag(rpc: Dispatcher, params: Flag) -> bool:
     """Turn the lines of a component off."""
     off = chosen(params.flag)
-    on = single_flags() if "all" in log.settings.flags else log.settings.flags
-    log.settings.flags = on - off
+    log.settings.flags = log.single_flags(log.settings.flags) - off
     return True
 
 
 def chosen(flag: str) -> set[str]:
     if flag not in log.FLAGS:
         raise refuse(f"'flag' must be one of {', '.join(sorted(log.FLAGS))}, not {shown(flag)}")
-    return single_flags() if flag == "all" else {flag}
+    return log.single_flags({flag})
 
 
 @method("log_get_print_level", states=ANY_STATE, aliases=("get_log_print_level",))

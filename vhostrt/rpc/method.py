@@ -142,6 +142,8 @@ class Dispatcher:
         self.target = target
         self.state = State.STARTUP
         self.initialised = asyncio.Event()
+        # Awaited with the name of a method that may have changed something; OSError: not kept.
+        self.keep: Callable[[str], Awaitable[None]] | None = None
         self.allowed = None if allowed is None else frozenset(allowed)
         if self.allowed is not None and (unknown := self.allowed - table.keys()):
             raise ValueError(f"no RPC method is named {', '.join(sorted(unknown))}")
@@ -182,6 +184,38 @@ class Dispatcher:
             raise RpcError(-errno.ENOMEM, f"not enough memory for {name}") from e
         except Exception as e:
             raise internal(f"RPC method {name}", e) from e
+
+    async def serve(self, name: str, params: Any = None) -> Any:
+        """Call a method for a client: what it changes is kept before it is answered."""
+        if self.keep is None or not may_change(self.table[name]):
+            return await self.call(name, params)
+        try:
+            result = await self.call(name, params)
+        except RpcError:
+            with contextlib.suppress(RpcError):     # it may have done a part
+                await self.keep_change(name)
+            raise
+        await self.keep_change(name)
+        return result
+
+    async def keep_change(self, name: str) -> None:
+        """Have what a method has changed kept.  RpcError when it is not.
+
+        Before the subsystems are initialised nothing is: their start keeps it with the rest.
+        """
+        if self.state & State.STARTUP:
+            return
+        try:
+            await self.keep(name)
+        except OSError as e:
+            raise of_os_error(e) from e
+        except Exception as e:
+            raise internal(f"keeping what {name} has done", e) from e
+
+
+def may_change(known: Method) -> bool:
+    """Return whether a method may change what is kept: one that only reads or waits does not."""
+    return not known.waits and "_get_" not in known.name and known.name != "save_config"
 
 
 def internal(where: str, error: Exception) -> RpcError:

@@ -75,7 +75,7 @@ async def answer_one(dispatcher: Dispatcher, request: Any, started: Started) -> 
         if not dispatcher.exposes(name):
             raise RpcError(METHOD_NOT_FOUND, f"Method not found: {shown(name)}")
         started(dispatcher.table[name])
-        result = await dispatcher.call(name, request.get("params"))
+        result = await dispatcher.serve(name, request.get("params"))
         text = encode({"jsonrpc": "2.0", "id": key, "result": result}, name)
     except RpcError as e:
         text = failure(key, e)

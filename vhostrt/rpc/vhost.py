@@ -2,11 +2,10 @@
 from vhostrt.rpc.method import Dispatcher, Name, Parameters, Path, method, refuse, refusing, shown
 from vhostrt.values import read_cpus
 from vhostrt.vhost import controller
-from vhostrt.vhost.controller import BlkController
+from vhostrt.vhost.controller import TRANSPORT, BlkController
 from vhostrt.vhost.ring import Ring
 from vhostrt.vhost.session import Session
 
-TRANSPORT = "vhost_user_blk"
 # Interrupts are not delayed: what SPDK tells of a controller whose coalescing nobody has set.
 COALESCING = {"delay_base_us": 0, "iops_threshold": 60000}
 

@@ -21,6 +21,7 @@ from vhostrt.vhost import view
 from vhostrt.vhost.messages import RINGS_MAX, Feature, bits
 from vhostrt.vhost.session import Session
 
+TRANSPORT = "vhost_user_blk"
 SOCKET_PATH_MAX = 107                   # bytes of sockaddr_un.sun_path, less the NUL
 SECTOR = 512
 SEG_MAX = 126                           # a ring of 128 less header and status; more is accepted
@@ -56,6 +57,7 @@ class BlkController:
     def __init__(self, name: str, lcores: frozenset[int], path: str) -> None:
         self.name = name
         self.lcores = lcores
+        self.lcores_said = True         # False: all there are, as nobody has said which
         self.path = path
         self.rings_max = RINGS_MAX
         self.descriptor: registry.Descriptor | None = None
@@ -257,6 +259,7 @@ async def create_blk(name: str, bdev_name: str, *, cpumask=None, readonly: bool 
     lcores = check_lcores(cpumask)
     path = os.path.abspath(socket_path or socket_directory + name)
     controller = BlkController(name, lcores, path)
+    controller.lcores_said = cpumask is not None
     writable = not readonly and not registry.get(bdev_name).read_only
     controller.use(registry.open(bdev_name, writable, controller.bdev_removed))
     try:
@@ -267,6 +270,25 @@ async def create_blk(name: str, bdev_name: str, *, cpumask=None, readonly: bool 
     controllers[name] = controller
     log.notice(f"{bdev_name} is served at {path}")
     return controller
+
+
+def config(whole: bool = True) -> list[dict]:
+    """Return the calls that make the present controllers again, but those whose bdev is gone.
+
+    whole: say also which cores a controller has that nobody has given any, as SPDK does.
+    """
+    return [{"method": "vhost_create_blk_controller", "params": params_of(each, whole)}
+            for each in controllers.values() if each.descriptor is not None]
+
+
+def params_of(each: BlkController, whole: bool) -> dict:
+    params = {"ctrlr": each.name, "dev_name": each.bdev_name}
+    if whole or each.lcores_said:
+        params["cpumask"] = f"{sum(1 << lcore for lcore in each.lcores):x}"
+    params |= {"readonly": each.readonly, "transport": TRANSPORT}
+    if each.path != os.path.abspath(socket_directory + each.name):
+        params["socket"] = each.path
+    return params
 
 
 def get(name: str) -> BlkController:
