@@ -175,7 +175,7 @@ class Reactors(Step):
         compiled.close()
         lost = reactor.fini()
         if lost:
-            log.error(f"{lost} events were never run")
+            log.error(f"{lost} events and messages were never run")
 
 
 class RpcService(Step):
