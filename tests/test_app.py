@@ -231,6 +231,20 @@ def test_a_subsystem_that_fails_is_finalised_and_the_status_is_255(capsys):
     assert "Init subsystem b failed: [Errno 5] broken" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+def test_what_ends_the_program_during_the_stop_does_not_keep_the_rest(error):
+    notes = []
+
+    class Ending(Noting):
+        async def fini(self):
+            await super().fini()
+            raise error
+    parts = [Noting("a", notes), Ending("b", notes), Noting("c", notes)]
+    with pytest.raises(error):
+        app.start(opts(subsystems=parts), lambda running: app.stop())
+    assert notes == ["+a", "+b", "+c", "-c", "-b", "-a"] and reactor.lcores() == []
+
+
 def test_two_subsystems_of_one_name():
     with pytest.raises(Exception, match="subsystem a is registered twice"):
         app.start(opts(subsystems=[Noting("a", []), Noting("a", [])]))

@@ -156,16 +156,29 @@ class App:
             await settled(self.started(self))
 
     async def finish(self) -> None:
-        """Stop the steps that were begun, last first; an error does not keep the rest."""
+        """Stop the steps that were begun, last first; an error does not keep the rest.
+
+        Nor does what ends the program, an interrupt or SystemExit: the step is stopped again, then
+        the rest, and it is raised in the end.
+        """
+        raised: BaseException | None = None
+        interrupted: Step | None = None
         while self.begun:
-            step = self.begun.pop()
-            self.stopped.append(step)
+            step = self.begun[-1]
             log.debug("app", f"step {step.name} stops")
             try:
                 await step.stop(self)
             except Exception as error:
                 log.error(f"{step.name} did not stop in order: {str(error) or repr(error)}")
                 self.rc = self.rc or START_FAILED
+            except BaseException as error:      # noqa: BLE001 - it is raised below
+                raised = raised or error
+                if step is not interrupted:
+                    interrupted = step
+                    continue
+            self.stopped.append(self.begun.pop())
+        if raised is not None:
+            raise raised
 
     async def start_unless_stopped(self) -> None:
         """Start, and give up where it stands when the program is asked to stop."""
