@@ -174,6 +174,17 @@ def test_an_error_of_the_start_callback_is_raised_when_all_is_undone(error, asyn
     assert app.start(opts(), lambda running: app.stop(4)) == 4
 
 
+def test_it_ends_where_no_thread_can_be_had(monkeypatch, capsys):
+    async def none(function):
+        raise RuntimeError("can't start new thread")
+
+    def begin(running):
+        monkeypatch.setattr(asyncio, "to_thread", none)
+        app.stop(6)
+    assert app.start(opts(), begin) == 6 and reactor.lcores() == []
+    assert "reactors are joined by the control thread" in capsys.readouterr().err
+
+
 def test_the_running_app_may_be_stopped_by_any_thread():
     def begin(running):
         threading.Thread(target=running.stop, args=(5,)).start()
