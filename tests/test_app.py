@@ -60,6 +60,26 @@ def test_stop_keeps_the_first_status_but_0(capsys):
     assert capsys.readouterr().err.count("spdk_app_stop called twice") == 2
 
 
+@pytest.mark.parametrize("rc", [None, "3", 2.0, [1]])
+def test_a_status_that_is_no_number_is_refused_where_it_is_given(rc):
+    said = []
+
+    def begin(running):
+        for stop in (app.stop, running.stop):
+            with pytest.raises(TypeError) as refused:
+                stop(rc)
+            said.append(str(refused.value))
+        app.stop(2)
+    assert app.start(opts(), begin) == 2
+    assert said == [f"the exit status {ascii(repr(rc))} must be a whole number"] * 2
+
+
+def test_what_is_no_options():
+    with pytest.raises(TypeError, match="an application is started with AppOpts, not with 'x'"):
+        app.start("x")
+    assert app.current() is None
+
+
 def test_without_anything():
     timer = threading.Timer(0.2, app.stop)      # any thread may stop it
     timer.start()
@@ -136,20 +156,59 @@ def test_a_cancelled_run_stops_in_order():
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_an_error_of_the_start_callback_is_raised_when_all_is_undone(asynchronous):
+@pytest.mark.parametrize("error", [ZeroDivisionError, FileNotFoundError, MemoryError,
+                                   asyncio.CancelledError, SystemExit, KeyboardInterrupt])
+def test_an_error_of_the_start_callback_is_raised_when_all_is_undone(error, asynchronous):
     notes = []
 
     def begin(running):
-        raise ZeroDivisionError
+        raise error
 
     async def begin_later(running):
         await asyncio.sleep(0)
-        raise ZeroDivisionError
-    with pytest.raises(ZeroDivisionError):
+        raise error
+    with pytest.raises(error):
         app.start(opts(subsystems=[Noting("a", notes)]), begin_later if asynchronous else begin)
     assert notes == ["+a", "-a"] and reactor.lcores() == []
     app.fini()
     assert app.start(opts(), lambda running: app.stop(4)) == 4
+
+
+def test_it_ends_where_no_thread_can_be_had(monkeypatch, capsys):
+    async def none(function):
+        raise RuntimeError("can't start new thread")
+
+    def begin(running):
+        monkeypatch.setattr(asyncio, "to_thread", none)
+        app.stop(6)
+    assert app.start(opts(), begin) == 6 and reactor.lcores() == []
+    assert "reactors are joined by the control thread" in capsys.readouterr().err
+
+
+def test_the_running_app_may_be_stopped_by_any_thread():
+    def begin(running):
+        threading.Thread(target=running.stop, args=(5,)).start()
+    assert app.start(opts(), begin) == 5
+
+
+def test_a_forked_child_cannot_have_an_application():
+    def begin(running):
+        child = os.fork()
+        if child == 0:
+            said = []
+
+            def other():
+                try:
+                    app.start(opts(signal_handlers=False))
+                except RuntimeError as error:
+                    said.append(str(error))
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join(60)
+            os._exit(7 if said and "was forked from one with an application" in said[0] else 8)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        app.stop()
+    assert app.start(opts(), begin) == 0
 
 
 def test_a_forked_child_has_no_application():
@@ -181,6 +240,20 @@ def test_a_subsystem_that_fails_is_finalised_and_the_status_is_255(capsys):
     assert app.start(opts(subsystems=parts), lambda running: notes.append("up")) == 255
     assert notes == ["+a", "+b", "-b", "-a"]
     assert "Init subsystem b failed: [Errno 5] broken" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+def test_what_ends_the_program_during_the_stop_does_not_keep_the_rest(error):
+    notes = []
+
+    class Ending(Noting):
+        async def fini(self):
+            await super().fini()
+            raise error
+    parts = [Noting("a", notes), Ending("b", notes), Noting("c", notes)]
+    with pytest.raises(error):
+        app.start(opts(subsystems=parts), lambda running: app.stop())
+    assert notes == ["+a", "+b", "+c", "-c", "-b", "-a"] and reactor.lcores() == []
 
 
 def test_two_subsystems_of_one_name():
@@ -445,6 +518,23 @@ def test_options(fields, name, value):
     ({"mem_size": "2X"}, "AppOpts mem_size: '2X' is not a size"),
     ({"rpc_addr": "/" + "x" * 120}, "AppOpts rpc_addr: socket path"),
     ({"no_huge": True}, "AppOpts: option --no-huge needs -s"),
+    ({"name": 5}, "AppOpts name: '5' must be a str"),
+    ({"name": None}, "AppOpts name: 'None' must be a str"),
+    ({"max_delay_us": -1}, "AppOpts max_delay_us: '-1' is not a whole number"),
+    ({"max_delay_us": 2**70}, "AppOpts max_delay_us: '1180591620717411303424' is not between"),
+    ({"max_delay_us": float("nan")}, "AppOpts max_delay_us: 'nan' must be a whole number or None"),
+    ({"max_delay_us": True}, "AppOpts max_delay_us: 'True' must be a whole number or None"),
+    ({"main_core": 1.5}, "AppOpts main_core: '1.5' must be a whole number or None"),
+    ({"main_core": -1}, "AppOpts main_core: '-1' is not a whole number"),
+    ({"trace_entries": 3}, "AppOpts trace_entries: '3' is neither 0 nor a power of two"),
+    ({"mem_size": -4}, "AppOpts mem_size: '-4' is not a size"),
+    ({"shm_id": 2**40}, "AppOpts shm_id: '1099511627776' is not between"),
+    ({"base_virtaddr": 5}, "AppOpts base_virtaddr: '5' is not a page"),
+    ({"core_locks": "no"}, "AppOpts core_locks: \"'no'\" must be True or False"),
+    ({"config": 5}, "AppOpts config: '5' must be a str or None"),
+    ({"shutdown_cb": 5}, "AppOpts shutdown_cb: '5' must be a function or None"),
+    ({"subsystems": 5}, "AppOpts subsystems: '5' must be a list of vhostrt.app.Subsystem"),
+    ({"subsystems": "ab"}, "AppOpts subsystems: \"('a', 'b')\" are not all of vhostrt"),
 ])
 def test_options_that_cannot_be(fields, sentence):
     with pytest.raises(ValueError) as refused:

@@ -117,12 +117,17 @@ def test_what_the_reactors_do(place):
 
 
 def test_channels_that_threads_get_and_give_back(place):
-    with serve(place, "-e", "thread:THREAD_IOCH_GET+THREAD_IOCH_PUT") as run:
-        with Blk(place.sockets / "ram"):
+    """The channel is the one that its requests name."""
+    with serve(place, "-e", "thread:THREAD_IOCH_GET+THREAD_IOCH_PUT,bdev:BDEV_IO_START") as run:
+        with Blk(place.sockets / "ram") as blk:
             number = {t["name"]: t["id"] for t in run.rpc("thread_get_stats")["threads"]}["ram.vq0"]
+            assert blk.request(IN, 0, read=BLOCK).status == 0
         wait_until(lambda: "THREAD_IOCH_PUT" in shown("-p", run.pid))
-        assert [(row["point"], row["args"]) for row in rows("-p", run.pid)] == [
-            (f"THREAD_IOCH_{what}", {"device": "bdev_ram", "channel": "0x0", "refs": refs,
+        found = rows("-p", run.pid)
+        channel, = {row["args"]["channel"] for row in found if row["point"] == "BDEV_IO_START"}
+        assert int(channel, 16)
+        assert [(row["point"], row["args"]) for row in found if row["group"] == "thread"] == [
+            (f"THREAD_IOCH_{what}", {"device": "bdev_ram", "channel": channel, "refs": refs,
                                      "id": number}) for what, refs in (("GET", 1), ("PUT", 0))]
         run.stop()
 

@@ -21,7 +21,8 @@ def test_the_page_has_nothing_that_is_not_run():
     assert sum(len(texts) for blocks in found for texts in blocks.values()) \
         == PAGE.count("\n```") / 2
     assert [set(blocks) for blocks in found] == [
-        {"cython", "python-file", "sh", "text"}, set(), {"python", "text"}, {"python", "text"}]
+        {"cython", "python-file", "sh", "text"}, set(), {"cython", "text"}, {"python", "text"},
+        {"python", "text"}]
 
 
 def test_twenty_lines(tmp_path):
@@ -34,6 +35,16 @@ def test_twenty_lines(tmp_path):
     for text in (code, *blocks["python-file"]):
         (tmp_path / text.split("\n", 1)[0].removeprefix("# ")).write_text(text)
     assert run("sh", "-ec", *blocks["sh"], cwd=tmp_path).endswith(*blocks["text"])
+
+
+def test_light_threads_in_c(tmp_path):
+    """Built as the first example is."""
+    blocks, first = section("Light threads in C"), section("Twenty lines")
+    code = blocks["cython"][0].replace('cores="0x3"', 'cores="0x3", core_locks=False')
+    (tmp_path / "count.pyx").write_text(code)
+    for text, name in ((first["python-file"][0], "setup.py"), (first["sh"][0], "build.sh")):
+        (tmp_path / name).write_text(text.replace("bounce", "count"))
+    assert run("sh", "-e", "build.sh", cwd=tmp_path).endswith(*blocks["text"])
 
 
 @pytest.mark.parametrize("title", ["From Python", "Parts of it"])

@@ -7,6 +7,7 @@ import pytest
 
 from tests.lib.apps import in_app
 from vhostrt import app, pollers
+from vhostrt.event import thread
 from vhostrt.pollers import Poller
 
 PERIOD_US = 2000
@@ -279,3 +280,69 @@ def test_a_poller_asks_reactors():
         await done.wait()
         return poller.busy
     assert in_app(main, 2) >= 9
+
+
+# What it costs
+
+def test_the_time_that_it_works_is_that_of_app_thread():
+    """Also of a coroutine, of which the waits do not count; what found nothing is idle."""
+    def spend():
+        end = time.monotonic() + 0.01
+        while time.monotonic() < end:
+            pass
+
+    def found(result):
+        spend()
+        return result
+
+    async def found_later():
+        await asyncio.sleep(0.2)
+        spend()
+        await asyncio.sleep(0.2)
+        return 1
+
+    async def main(running):
+        from vhostrt.base import ticks
+        spent = []
+        for function in (lambda: found(1), lambda: found(0), found_later):
+            before = thread.app().busy
+            timer = app.register_timer(function, 1)
+            while timer.state != "off":
+                await asyncio.sleep(0.005)
+            spent.append((thread.app().busy - before) / ticks.hz())
+        return spent
+    busy, idle, later = in_app(main)
+    assert busy >= 0.01 and idle < 0.005
+    assert 0.01 <= later < 0.2
+
+
+def test_a_coroutine_that_waits_is_ended_and_told_so():
+    async def main(running):
+        told = []
+
+        async def wait():
+            try:
+                await asyncio.sleep(600)
+            except asyncio.CancelledError:
+                told.append("cancelled")
+                raise
+        poller = app.register_poller(wait, 1)
+        while poller.state != "running":
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
+        return told, poller
+    told, poller = in_app(main)
+    assert told == ["cancelled"] and poller.state == "off"
+
+
+@pytest.mark.parametrize("function, name, sentence", [
+    (5, "", "5 is no function that could be called"),
+    (None, "", "None is no function that could be called"),
+    (print, 7, "the name 7 of a poller must be a str"),
+])
+def test_what_is_no_function_and_what_is_no_name(function, name, sentence):
+    async def main():
+        with pytest.raises(TypeError) as refused:
+            Poller(function, 1, name)
+        assert str(refused.value) == sentence and pollers.registered == {}
+    run(main)

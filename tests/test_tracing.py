@@ -2,6 +2,7 @@
 import errno
 import fcntl
 import os
+import resource
 import re
 import stat
 
@@ -111,6 +112,18 @@ def test_a_trace_that_has_no_room(tmp_path):
         one.turn_on({"sample": 1})
     assert error.value.errno == errno.ENOSPC and list(tmp_path.iterdir()) == []
     assert set(one.masks().values()) == {0}
+
+
+def test_a_trace_that_is_larger_than_files_may_be(tmp_path):
+    one = Tracing([0], 64, None, str(tmp_path))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match=f"trace file {one.path} cannot be made: File too large"):
+            one.turn_on({"sample": 1})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == [] and set(one.masks().values()) == {0}
 
 
 def test_a_folder_that_is_not_there(tmp_path):

@@ -29,7 +29,7 @@ from typing import Any
 
 from vhostrt import log
 from vhostrt.app_opts import AppOpts
-from vhostrt.life import App
+from vhostrt.life import App, check_status, running_loop
 from vhostrt.pollers import Poller
 from vhostrt.stop_signals import StopSignals
 from vhostrt.subsystem import Subsystem
@@ -71,6 +71,11 @@ async def run(opts: AppOpts | None = None, start_fn: Any = None, arg: Any = None
     from vhostrt.steps import all_steps
     from vhostrt.subsystems import SchedulerSubsystem
     opts = AppOpts() if opts is None else opts
+    if not isinstance(opts, AppOpts):
+        raise TypeError(f"an application is started with AppOpts, not with {opts!r}")
+    if process.app is not None and process.pid != os.getpid():
+        raise RuntimeError("this process was forked from one with an application, and cannot have "
+                           "one: start a program of its own instead")
     if (before := current()) is not None:
         raise RuntimeError(f"the application {before.options.name} has not ended: "
                            "vhostrt.app.fini() comes first")
@@ -137,7 +142,9 @@ def stop(rc: int = 0) -> None:
     """Ask for the end of the application, with this status; the first but 0 counts. Any thread.
 
     Nothing happens when none runs. C code has vhostrt.event.app.app_stop.
+    Fails: TypeError for a status that is no int.
     """
+    check_status(rc)
     app, loop = process.app, process.loop
     if app is None or loop is None:
         return
@@ -196,8 +203,11 @@ def send(thread: Any, fn: Any = None, arg: Any = None) -> "asyncio.Future[int | 
 def call_soon(function: Callable[..., Any], *arguments: Any) -> None:
     """Have a Python function called on the control thread, soon; from any thread.
 
-    A coroutine function is run as a task. Fails: RuntimeError when no application runs.
+    A coroutine function is run as a task. Fails: RuntimeError when no application runs; TypeError
+    for what cannot be called.
     """
+    if not callable(function):
+        raise TypeError(f"{function!r} is no function that could be called")
     loop = process.loop
     if loop is None or current() is None:
         raise RuntimeError(f"no application runs that could call {function!r}")
@@ -232,10 +242,6 @@ def register_timer(function: Callable[[], Any], delay_us: int, name: str = "") -
 
 def require_loop(what: str) -> None:
     """Refuse what belongs to the control thread, elsewhere or when no application runs."""
-    try:
-        here = asyncio.get_running_loop()
-    except RuntimeError:
-        here = None
-    if process.loop is None or here is not process.loop:
+    if process.loop is None or running_loop() is not process.loop:
         raise RuntimeError(f"vhostrt.app.{what}() belongs to the control thread of a running "
                            "application; from another thread, hand it a function with call_soon()")

@@ -5,7 +5,8 @@ Fails:   ValueError with one sentence that names the field and its value.
 """
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin
 
 from vhostrt import log
 from vhostrt.options import TABLE, RuntimeOptions, check_environment, check_together
@@ -15,6 +16,9 @@ from vhostrt.words import HelpAsked, UsageError
 
 # What reads a field from the words of the command line, and whether there may be several.
 READERS = {option.field: (option.value, option.many) for option in TABLE if option.argument}
+
+KINDS = {str: "a str", int: "a whole number", bool: "True or False", tuple: "a list of such",
+         Callable: "a function", Iterable: "a list of vhostrt.app.Subsystem", NoneType: "None"}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,8 +46,14 @@ class AppOpts(RuntimeOptions):
         for field in fields(self):
             value = getattr(self, field.name)
             if value is not field.default:
-                setattr(self, field.name, self.read(field.name, value))
+                kinds = kinds_of(field.type)
+                value = self.read(field.name, value, kinds)
+                check_kind(field.name, value, kinds)
+                setattr(self, field.name, value)
         self.subsystems = tuple(self.subsystems)
+        if not all(isinstance(each, Subsystem) for each in self.subsystems):
+            raise ValueError(f"AppOpts subsystems: {shown(repr(self.subsystems))} are not all of "
+                             "vhostrt.app.Subsystem")
         try:
             check_together(self)
             check_environment(self)
@@ -53,7 +63,7 @@ class AppOpts(RuntimeOptions):
             raise ValueError("AppOpts env_context: there is nothing to start when it asks for "
                              "help") from None
 
-    def read(self, name: str, value: Any) -> Any:
+    def read(self, name: str, value: Any, kinds: tuple[Any, ...]) -> Any:
         """Return a field's value in the form that it is used in."""
         reader, many = READERS.get(name, (None, False))
         try:
@@ -68,9 +78,24 @@ class AppOpts(RuntimeOptions):
                 return read_numbers(value)
             if name == "lcore_map" and isinstance(value, dict):
                 return tuple(sorted((lcore, read_numbers(cpus)) for lcore, cpus in value.items()))
+            if reader is not None and int in kinds and type(value) is int:
+                return reader(str(value))
         except (ValueError, TypeError) as error:
             raise ValueError(f"AppOpts {name}: {error}") from None
         return tuple(value) if isinstance(value, list) else value
+
+
+def kinds_of(hint: Any) -> tuple[Any, ...]:
+    """Return the types that a hint allows, without what is in them."""
+    hints = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    return tuple(get_origin(each) or each for each in hints)
+
+
+def check_kind(name: str, value: Any, kinds: tuple[Any, ...]) -> None:
+    """Refuse a value that is not of a kind that a field has. Fails: ValueError."""
+    if not isinstance(value, kinds) or isinstance(value, bool) and bool not in kinds:
+        words = [KINDS[kind] for kind in kinds if kind in KINDS]
+        raise ValueError(f"AppOpts {name}: {shown(repr(value))} must be {' or '.join(words)}")
 
 
 def read_numbers(value: Any) -> tuple[int, ...]:

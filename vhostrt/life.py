@@ -11,6 +11,7 @@ Threads: the control thread, in its asyncio loop.
 Fails:   live() returns the exit status and has logged why it is not 0.
 """
 import asyncio
+import contextlib
 import signal
 from collections.abc import Callable, Iterable, Sequence
 from inspect import isawaitable
@@ -23,6 +24,7 @@ from vhostrt.options import Options, RuntimeOptions
 from vhostrt.process import StartError
 from vhostrt.stop_signals import StopSignals
 from vhostrt.subsystem import Registry, Subsystem, SubsystemError
+from vhostrt.values import shown
 
 START_FAILED = 1
 SUBSYSTEM_FAILED = -1                   # exit status 255, as the original's
@@ -100,6 +102,7 @@ class App:
         self.signalled = False
         self.up = False                         # everything runs, and the start callback was called
         self.shutting_down: asyncio.Future[None] | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None      # of live()
 
     async def start_init(self) -> None:
         """Let the subsystems start, and return when they run. Fails: SubsystemError."""
@@ -109,7 +112,15 @@ class App:
             raise SubsystemError(self.init_error)
 
     def stop(self, rc: int = 0) -> None:
-        """Ask for the end of the run, with this exit status. The first status but 0 counts."""
+        """Ask for the end of the run, with this exit status. The first status but 0 counts.
+
+        Any thread, while live() runs. Fails: TypeError for a status that is no int.
+        """
+        check_status(rc)
+        if self.loop is not None and running_loop() is not self.loop:
+            with contextlib.suppress(RuntimeError):     # it has just been closed
+                self.loop.call_soon_threadsafe(self.stop, rc)
+            return
         if rc:
             log.warning("spdk_app_stop'd on non-zero")
         self.rc = self.rc or rc
@@ -149,16 +160,29 @@ class App:
             await settled(self.started(self))
 
     async def finish(self) -> None:
-        """Stop the steps that were begun, last first; an error does not keep the rest."""
+        """Stop the steps that were begun, last first; an error does not keep the rest.
+
+        Nor does what ends the program, an interrupt or SystemExit: the step is stopped again, then
+        the rest, and it is raised in the end.
+        """
+        raised: BaseException | None = None
+        interrupted: Step | None = None
         while self.begun:
-            step = self.begun.pop()
-            self.stopped.append(step)
+            step = self.begun[-1]
             log.debug("app", f"step {step.name} stops")
             try:
                 await step.stop(self)
             except Exception as error:
                 log.error(f"{step.name} did not stop in order: {str(error) or repr(error)}")
                 self.rc = self.rc or START_FAILED
+            except BaseException as error:      # noqa: BLE001 - it is raised below
+                raised = raised or error
+                if step is not interrupted:
+                    interrupted = step
+                    continue
+            self.stopped.append(self.begun.pop())
+        if raised is not None:
+            raise raised
 
     async def start_unless_stopped(self) -> None:
         """Start, and give up where it stands when the program is asked to stop."""
@@ -171,30 +195,36 @@ class App:
             if not starting.done():
                 starting.cancel()
                 await asyncio.wait((starting,))
+            if not starting.cancelled():
+                starting.exception()    # also where the next line is not come to: it is known
         try:
             await starting
         except asyncio.CancelledError:
+            if not self.stop_asked.is_set():
+                raise                   # of the start itself
             log.notice("stopped before the start was complete")
 
     async def live(self) -> int:
         """Start, run until stop(), stop; return the status. fini() follows."""
+        self.loop = asyncio.get_running_loop()
         try:
             await self.start_unless_stopped()
             await self.stop_asked.wait()
-        except ConfigError as error:
-            for line in error.lines:
-                log.error(line)
-            self.rc = self.rc or START_FAILED
-        except SubsystemError as error:
-            log.error(str(error))
-            self.rc = self.rc or SUBSYSTEM_FAILED
-        except (StartError, OSError, MemoryError) as error:
-            log.error(text_of(error))
-            self.rc = self.rc or START_FAILED
+        except (ConfigError, SubsystemError, StartError, OSError, MemoryError) as error:
+            if self.up:
+                raise                   # what the start callback raises is for who has given it
+            self.tell(error)
         finally:
             self.stop_asked.set()       # a signal from here on is told that this is the end
             await self.finish()
         return self.rc
+
+    def tell(self, error: Exception) -> None:
+        """Log why the start has failed, and have that in the status."""
+        for line in error.lines if isinstance(error, ConfigError) else [text_of(error)]:
+            log.error(line)
+        failed = isinstance(error, SubsystemError)
+        self.rc = self.rc or (SUBSYSTEM_FAILED if failed else START_FAILED)
 
     def fini(self) -> None:
         """Give back what live() has left. Fails: OSError for what is in use yet; the rest follows
@@ -202,6 +232,20 @@ class App:
         while self.stopped:
             self.stopped[0].fini(self)
             del self.stopped[0]
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the loop that runs on the calling thread, if any."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def check_status(rc: Any) -> None:
+    """Refuse what cannot be an exit status. Fails: TypeError."""
+    if not isinstance(rc, int):
+        raise TypeError(f"the exit status {shown(repr(rc))} must be a whole number")
 
 
 async def settled(value: Any) -> Any:

@@ -9,7 +9,7 @@ Threads: the control thread.
 """
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Generator
 from inspect import isawaitable
 from typing import Any
 
@@ -19,6 +19,30 @@ IDLE_S = 0.001                          # between two looks of a poller without 
 
 ids = itertools.count(1)
 registered: "dict[int, Poller]" = {}
+
+
+class Steps:
+    """An awaitable, and how long its steps have kept the loop so far.  ticks: int."""
+
+    def __init__(self, awaitable: Awaitable[Any]) -> None:
+        self.awaitable = awaitable
+        self.ticks = 0
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        steps: Any = self.awaitable.__await__()
+        step, value = steps.send, None
+        while True:
+            began = ticks.now()
+            try:
+                wanted = step(value)
+            except StopIteration as end:
+                return end.value
+            finally:
+                self.ticks += ticks.now() - began
+            try:
+                step, value = steps.send, (yield wanted)
+            except BaseException as error:      # noqa: BLE001 - a cancellation, for one
+                step, value = steps.throw, error
 
 
 class Poller:
@@ -36,6 +60,11 @@ class Poller:
 
     def __init__(self, function: Callable[[], Any], period_us: int, name: str,
                  once: bool = False) -> None:
+        """Fails: TypeError, ValueError for what cannot be."""
+        if not callable(function):
+            raise TypeError(f"{function!r} is no function that could be called")
+        if not isinstance(name, str):
+            raise TypeError(f"the name {name!r} of a poller must be a str")
         self.loop = asyncio.get_running_loop()
         self.function = function
         self.period_us = checked(period_us)
@@ -99,7 +128,7 @@ class Poller:
 
     def run(self) -> None:
         """Call it once."""
-        began = self.loop.time()
+        began, began_ticks = self.loop.time(), ticks.now()
         self.handle = None
         self.state = "running"
         if self.once:
@@ -109,28 +138,37 @@ class Poller:
         except Exception as error:      # noqa: BLE001 - whatever it is, the loop goes on
             self.fail(error)
             return
+        spent = ticks.now() - began_ticks
         if isawaitable(result):
-            self.task = asyncio.ensure_future(result, loop=self.loop)
-            self.task.add_done_callback(lambda task: self.end_later(task, began))
+            steps = Steps(result)
+            self.task = asyncio.ensure_future(steps, loop=self.loop)
+            self.task.add_done_callback(
+                lambda task: self.end_later(task, began, spent + steps.ticks))
         else:
-            self.end(result, began)
+            self.end(result, began, spent)
 
-    def end_later(self, task: "asyncio.Future[Any]", began: float) -> None:
+    def end_later(self, task: "asyncio.Future[Any]", began: float, spent: int) -> None:
         self.task = None
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is None:
-            self.end(task.result(), began)
+            self.end(task.result(), began, spent)
         elif isinstance(error, Exception):
             self.fail(error)
         else:
             registered.pop(self.id, None)
             self.state = "off"
 
-    def end(self, result: Any, began: float) -> None:
-        """After a call: wait for the next one, unless it was paused or unregistered meanwhile."""
+    def end(self, result: Any, began: float, spent: int) -> None:
+        """After a call: wait for the next one, unless it was paused or unregistered meanwhile.
+
+        spent: ticks that it has kept the loop.
+        """
         busy = result is True or isinstance(result, int | float) and result > 0
         self.runs += 1
         self.busy += busy
+        if busy:
+            from vhostrt.event import control
+            control.account(spent)
         if self.id not in registered:
             self.state = "off"
         elif self.paused:

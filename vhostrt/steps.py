@@ -5,6 +5,7 @@ Fails:   StartError, ConfigError, SubsystemError, OSError or MemoryError, each w
 """
 import asyncio
 import os
+from collections.abc import Callable
 from typing import Any
 
 from vhostrt import log, pollers
@@ -185,15 +186,24 @@ class Reactors(Step):
         from vhostrt.event import app as compiled
         from vhostrt.event import control, reactor, thread
         await pollers.end_all()         # they may use reactors
-        # Joining blocks, and a reactor may still want an answer of this thread.
-        await asyncio.to_thread(reactor.stop)
+        await without_blocking(reactor.stop)
         for name in thread.left_behind():
             log.error(f"spdk_thread_exit() was not called on thread '{name}'")
         control.stop()
         compiled.close()
         lost = reactor.fini()
         if lost:
-            log.error(f"{lost} events were never run")
+            log.error(f"{lost} events and messages were never run")
+
+
+async def without_blocking(join: Callable[[], None]) -> None:
+    """Join on a thread of its own, as a reactor may want an answer of this one; where there can be
+    none, on this one."""
+    try:
+        await asyncio.to_thread(join)
+    except RuntimeError as error:
+        log.warning(f"reactors are joined by the control thread: {error}")
+        join()
 
 
 class RpcService(Step):

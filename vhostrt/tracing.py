@@ -144,9 +144,12 @@ class Tracing:
         try:
             trace.create(fd, self.lcores, self.entries,
                          [(light.id, light.name) for light in thread.threads()])
-        except BaseException:
+        except BaseException as error:
             os.unlink(self.path)
             os.close(fd)
+            if isinstance(error, OSError):
+                raise OSError(error.errno, f"trace file {self.path} cannot be made: "
+                              f"{error.strerror}") from None
             raise
         self.fd = fd
 

@@ -28,6 +28,11 @@ def test_ticks_of_a_century_do_not_overflow():
     assert ticks_from_us(100 * 365 * 86400 * 1_000_000) == 100 * 365 * 86400 * ticks_hz()
 
 
+@pytest.mark.parametrize("us", [2**54, 2**63, 2**64 - 1])
+def test_a_time_that_never_comes_does_not_overflow(us):
+    assert 100 * 365 * 86400 * ticks_hz() < ticks_from_us(us) <= <uint64_t>1 << 63
+
+
 def test_delay_lasts():
     cdef uint64_t start = ticks_now()
     ticks_delay_us(2000)

@@ -263,7 +263,10 @@ cdef class Poller:
 
     async def finish(self):
         """Unregister it, also on a thread that takes no messages."""
-        await call_on(self.thread.lcore, poller_end, self.p, self)
+        await self.finish_on(self.thread.lcore)
+
+    async def finish_on(self, int core):
+        await call_on(core, poller_end, self.p, self)
 
     def let_go(self):
         """Have it unregister itself."""

@@ -196,6 +196,24 @@ def test_svg_of_a_hostile_name(folder, run):
     assert bars[0][1] == "</title><script>&"
 
 
+def test_times_that_cannot_be(folder, run):
+    """A clock of 1 Hz, and entries from its first tick to its last."""
+    with tracing(folder) as made:
+        module.set_mask("sample", ALL)
+        mark("IO_START")
+        mark("IO_DONE")
+        with trace_file.open_trace(made) as found:
+            at = found.rings[-1].at + 4096
+        with open(made, "r+b") as file:
+            file.seek(32)               # tsc_hz
+            file.write((1).to_bytes(8, "little"))
+            for offset, tsc in ((8, 0), (64 + 8, 2**64 - 1)):
+                file.seek(at + offset)
+                file.write(tsc.to_bytes(8, "little"))
+        for words in (["--svg", "-"], ["--chrome", "-"], ["--json"], []):
+            assert run("-f", made, *words)[1]
+
+
 def test_a_part_of_the_time(path, run):
     times = [json.loads(line)["us"] for line in run("--json")[1].splitlines()]
     for words, kept in ((["--from", times[2] - 0.0005], 5), (["--to", times[1] + 0.0005], 2),

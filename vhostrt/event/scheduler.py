@@ -282,6 +282,8 @@ class Scheduling:
     def start(self) -> None:
         """Begin, or begin anew with another scheduler, in the running loop."""
         before = self.task
+        if before is not None:
+            before.cancel()             # now: the new task may be cancelled before it begins
         if not self.idle:
             self.idle = {n: reactor.idle_of(n) for n in reactor.lcores()}
         thread.choose = self.place

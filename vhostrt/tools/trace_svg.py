@@ -110,7 +110,7 @@ class Picture:
     def axis(self) -> None:
         """Draw the times, at round numbers of microseconds."""
         us = self.ticks * 1e6 / self.trace.tsc_hz
-        step = next(m * 10.0 ** e for e in range(-3, 16) for m in (1, 2, 5)
+        step = next(m * 10.0 ** e for e in range(-3, 40) for m in (1, 2, 5)
                     if us <= TICKS * m * 10.0 ** e)
         at = 0.0
         while at <= us:

@@ -145,9 +145,14 @@ cdef uint64_t ticks_hz() noexcept nogil:
 
 
 cdef uint64_t ticks_from_us(uint64_t us) noexcept nogil:
-    """Return the ticks of `us` microseconds; split so that no product overflows."""
+    """Return the ticks of `us` microseconds, 2^63 at most: no machine lives until then, and added
+    to the present they do not overflow."""
+    cdef uint64_t most = <uint64_t>1 << 63
     cdef uint64_t hz = ticks_hz()
-    return us // 1_000_000 * hz + us % 1_000_000 * hz // 1_000_000
+    cdef uint64_t seconds = us // 1_000_000
+    if seconds >= most // hz:
+        return most
+    return seconds * hz + us % 1_000_000 * hz // 1_000_000      # split: no product overflows
 
 
 cdef void ticks_delay_us(uint64_t us) noexcept nogil:

@@ -5,6 +5,7 @@ a reactor, off the reactor, and attaches it; leave() ends and frees it with the 
 """
 import asyncio
 
+from libc.stdint cimport uintptr_t
 from libc.string cimport memset
 from vhostrt.base.check cimport check
 from vhostrt.event.control cimport call_on, call_t
@@ -71,7 +72,7 @@ async def enter(dict stations not None, str name not None, int lcore, kind):
         station.start(name, lcore)
         stations[lcore] = station
     station.users += 1
-    station.thread.hold(station.device)
+    station.thread.hold(station.device, <uintptr_t>station.s)
     try:
         # Shielded, since several may wait for the one future and any of them may be cancelled.
         await asyncio.shield(station.attached)
@@ -84,7 +85,7 @@ async def enter(dict stations not None, str name not None, int lcore, kind):
 async def leave(dict stations not None, Station station not None):
     """Give a station back; the last user detaches it from its reactor.  It is idle by then."""
     station.users -= 1
-    station.thread.let_go(station.device)
+    station.thread.let_go(station.device, <uintptr_t>station.s)
     if station.users:
         return
     lcore = station.thread.lcore

@@ -230,7 +230,7 @@ def code_at(address) -> int:
 
 # Calls
 
-def on_reactor(int lcore, fn=None, arg=None) -> asyncio.Future:
+def on_reactor(lcore, fn=None, arg=None) -> asyncio.Future:
     """Run fn(arg) on the reactor of an lcore, and return a future of its result (int or None).
 
     fn: None for nothing, to wait until what was sent there before has run.  arg: None, an address
@@ -241,8 +241,10 @@ def on_reactor(int lcore, fn=None, arg=None) -> asyncio.Future:
     cdef int rc
     call.r.event.fn = run_event
     call.r.event.arg1 = &call.r
-    if reactor.lcores() and lcore not in reactor.lcores():
-        raise ValueError(f"no reactor is on core {lcore}, but on {cores()}")
+    if isinstance(lcore, bool) or not isinstance(lcore, int):
+        raise TypeError(f"a core is told by its number (int), not by {lcore!r}")
+    if lcore not in reactor.lcores():
+        raise ValueError(f"no reactor is on core {lcore}, but on {cores() or 'none'}")
     Py_INCREF(call)
     rc = event_send(<uint32_t>lcore, &call.r.event)
     if rc < 0:

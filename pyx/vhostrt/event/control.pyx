@@ -69,8 +69,9 @@ cdef awaited_t *awaited_new(size_t size, object keep) except NULL:
     """Return a zeroed struct of `size` bytes, its first member begun: `keep` is kept, and posting
     the node answers the future and frees the struct.
 
-    Fails: RuntimeError without a running loop, MemoryError.
+    Fails: RuntimeError without a running loop, or in that of another thread; MemoryError.
     """
+    require_control()
     future = asyncio.get_running_loop().create_future()
     cdef awaited_t *awaited = <awaited_t *>calloc(1, size)
     if awaited is NULL:
@@ -82,6 +83,14 @@ cdef awaited_t *awaited_new(size_t size, object keep) except NULL:
     Py_INCREF(future)
     Py_INCREF(keep)
     return awaited
+
+
+cdef int require_control() except -1:
+    """Refuse who would wait in a loop that the answer does not come to."""
+    if g_fd >= 0 and not t_control:
+        raise RuntimeError("what asks a reactor belongs to the control thread: hand it over with "
+                           "vhostrt.app.call_soon()")
+    return 0
 
 
 cdef void awaited_drop(awaited_t *awaited):
@@ -170,6 +179,12 @@ cdef void app_message(msg_t *msg) noexcept:
     if pooled:
         mempool_put(reactor_msg_pool(), <uint32_t>LCORE_NONE, <void **>&msg, 1)
     g_app.messages += 1
+
+
+def account(uint64_t busy) -> None:
+    """Count ticks in which a Python poller has worked as app_thread's, whose poller it is."""
+    if g_app is not NULL:
+        g_app.busy_ticks += busy
 
 
 cdef int app_start() except -1:

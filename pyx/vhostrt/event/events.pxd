@@ -162,15 +162,6 @@ cdef inline void event_keep(reactor_t *r, event_t *event) noexcept nogil:
         mempool_put(r.pool, r.lcore, <void **>&event, 1)
 
 
-cdef inline void events_unkeep(reactor_t *r) noexcept nogil:
-    """Give every event that the reactor keeps back to the pool; it has ended."""
-    cdef event_t *event
-    while r.spare is not NULL:
-        event = r.spare
-        r.spare = event.next
-        mempool_put(r.pool, <uint32_t>LCORE_NONE, <void **>&event, 1)
-
-
 cdef inline void event_run(reactor_t *r, event_t *event, bint traced) noexcept nogil:
     cdef uint32_t pooled = event.pooled
     if traced:

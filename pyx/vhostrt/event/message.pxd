@@ -21,6 +21,7 @@ cdef int thread_send_node(thread_t *thread, msg_t *msg) noexcept nogil
 cdef void thread_deliver(thread_t *thread, msg_t *msg) noexcept nogil
 cdef int thread_send_critical(thread_t *thread, msg_fn fn) noexcept nogil
 cdef bint thread_drain(reactor_t *r, thread_t *thread) noexcept nogil
+cdef uint32_t thread_drop(thread_t *thread) noexcept nogil
 
 
 cdef inline void msg_push(thread_t *thread, msg_t *msg) noexcept nogil:

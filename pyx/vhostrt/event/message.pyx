@@ -10,7 +10,8 @@ from libc.errno cimport EBUSY, EIO, ENODEV, ENOMEM
 from libc.stdint cimport uint32_t
 from vhostrt.base.atomics cimport cas_ptr, load_acquire_ptr, load_relaxed_u32
 from vhostrt.env.lcore cimport lcore_current
-from vhostrt.env.mempool cimport mempool_cache, mempool_get_one, mempool_t
+from vhostrt.env.mempool cimport (mempool_cache, mempool_get_one, mempool_put,
+                                  mempool_t)
 from vhostrt.event.pools cimport pool_low
 from vhostrt.event.post cimport control_post
 from vhostrt.event.reactor cimport (msg_fn, msg_t, reactor_current, reactor_msg_pool, reactor_t,
@@ -96,3 +97,15 @@ cdef bint thread_drain(reactor_t *r, thread_t *thread) noexcept nogil:
     As run_messages, which is inline, for who has no hurry.
     """
     return run_messages(r, thread, False) > 0 or has_messages(thread)
+
+
+cdef uint32_t thread_drop(thread_t *thread) noexcept nogil:
+    """Give the messages of a thread that will never run them back; return how many there were."""
+    cdef uint32_t dropped = 0
+    cdef msg_t *msg = msg_pop(thread)
+    while msg is not NULL:
+        dropped += 1
+        if msg.pooled:
+            mempool_put(reactor_msg_pool(), lcore_current(), <void **>&msg, 1)
+        msg = msg_pop(thread)
+    return dropped

@@ -2,7 +2,8 @@
 
 Owner:    a poller_t belongs to who registered it, and stays where it is until it is unregistered.
 Threads:  the reactor that the thread is on, from events, messages, deferrals and pollers.
-Fails:    never; what makes no sense in a poller's state does nothing.
+Fails:    never; what makes no sense in a poller's state does nothing.  To register one that is
+          registered already is a defect of the caller's, and ends the process.
 """
 from cython cimport likely, unlikely
 from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t

@@ -179,9 +179,15 @@ cdef void poller_register(thread_t *thread, poller_t *poller, uint64_t period_us
     """Have poller.poll called: in every pass, or every period_us microseconds.
 
     A period that is less than one tick is none.  The first run of a timed poller is one period
-    from now.  In the registering thread's present pass it does not run yet.
+    from now.  In the registering thread's present pass it does not run yet.  From inside it, after
+    it was unregistered there, it is registered anew, on the same thread.
     """
-    check(poller.state == POLLER_OFF)
+    if poller.state == POLLER_UNREGISTERED:
+        check(poller.thread is thread)
+        poller.state = POLLER_RUNNING
+        poller_set_period(poller, period_us)
+        return
+    check(poller.state == POLLER_OFF)           # else it would lie in two places
     poller.thread = thread
     poller.period = ticks_from_us(period_us)
     poller.armed = False

@@ -161,6 +161,7 @@ cdef struct reactor_t:
     uint32_t launched           # by start, until stop has joined it
     u64_line state
     uint64_t events_refused     # the ring or the pool was full
+    uint64_t dropped            # messages that had not run at the end; its own
     # Written seldom, when it goes to sleep, and read by everybody who sends.
     u32_line sleeping
 
@@ -174,9 +175,9 @@ cdef enum:
     IDLE_INTERRUPT = 3
 
 cdef enum:
-    REACTOR_STOPPED = 0
+    REACTOR_STOPPED = 0         # takes nothing
     REACTOR_RUNNING = 1
-    REACTOR_EXITING = 2         # leaves the loop once no event is left
+    REACTOR_EXITING = 2         # runs what is left, and what that sends
 
 # Written by init and fini, with no reactor running.
 cdef reactor_t *g_reactors[LCORE_MAX]
@@ -236,3 +237,13 @@ cdef inline void reactor_defer_last(reactor_t *reactor, deferred_t *d) noexcept 
         d.queued = True
         d.next = NULL
         end[0] = d
+
+
+cdef inline void run_deferred(reactor_t *reactor) noexcept nogil:
+    """Run what was put off to the end of this iteration, and what that puts off in turn."""
+    cdef deferred_t *d
+    while reactor.deferred is not NULL:
+        d = reactor.deferred
+        reactor.deferred = d.next
+        d.queued = False
+        d.run(d.arg)

@@ -25,11 +25,12 @@ from vhostrt.base.ticks cimport ticks_from_us, ticks_now
 from vhostrt.env.lcore cimport LCORE_MAX, lcore_launch, lcore_socket, lcore_wait
 from vhostrt.env.memory cimport env_free, env_zalloc
 from vhostrt.env.mempool cimport mempool_t
-from vhostrt.env.ring cimport RING_MP_SC, ring_count, ring_create, ring_free
-from vhostrt.event.events cimport event_call_on, events_unkeep, run_events
+from vhostrt.env.ring cimport RING_MP_SC, ring_create, ring_free
+from vhostrt.event.ending cimport events_drop, run_to_the_end
+from vhostrt.event.events cimport event_call_on, run_events
 from vhostrt.event.loop_trace cimport (REACTOR_ATTACH, REACTOR_DETACH, run_events_traced,
                                        run_messages_traced, trace_busy)
-from vhostrt.event.message cimport run_messages, thread_drain
+from vhostrt.event.message cimport run_messages
 from vhostrt.event.poller cimport run_active, run_timers
 from vhostrt.event.pools cimport pool_create, pool_free
 from vhostrt.event.trace cimport (TRACE_REACTOR, TRACE_THREAD, trace, trace_any,
@@ -226,16 +227,6 @@ cdef inline void account(reactor_t *r, bint busy) noexcept nogil:
     r.now = now
 
 
-cdef inline void run_deferred(reactor_t *r) noexcept nogil:
-    """Run what was put off to the end of this iteration, and what that puts off in turn."""
-    cdef deferred_t *d
-    while r.deferred is not NULL:
-        d = r.deferred
-        r.deferred = d.next
-        d.queued = False
-        d.run(d.arg)
-
-
 cdef inline void reactor_idle(reactor_t *r) noexcept nogil:
     r.idle_iterations += 1
     if r.idle_policy == IDLE_SPIN:
@@ -269,21 +260,6 @@ cdef inline bint reactor_iterate(reactor_t *r) noexcept nogil:
     return busy
 
 
-cdef bint run_left(reactor_t *r) noexcept nogil:
-    """At the end, run messages of the threads that are still here; False when none is left."""
-    cdef uint32_t left = r.thread_count
-    cdef thread_t *thread = r.threads
-    cdef bint any_ = False
-    while left and thread is not NULL:
-        left -= 1
-        r.cursor = thread.next
-        r.thread = thread
-        any_ |= thread_drain(r, thread)
-        r.thread = NULL
-        thread = r.cursor
-    return any_
-
-
 cdef int reactor_loop(void *arg) noexcept nogil:
     """The lcore's function.  Without bound: it ends when the control thread says so."""
     global g_current
@@ -302,14 +278,9 @@ cdef int reactor_loop(void *arg) noexcept nogil:
             r.idle_since = 0
         else:
             reactor_idle(r)
-    # Nothing that was taken is dropped: run what is left, and what that sends.
-    while run_events(r, False) or r.deferred is not NULL or ring_count(r.events) or run_left(r):
-        run_deferred(r)
-    while r.threads is not NULL:        # they should have ended before us
-        thread_detach(r.threads)
+    run_to_the_end(r)
     g_current = NULL
     store_relaxed_u64(&r.mark, 0)
-    store_release_u32(<uint32_t *>&r.state, REACTOR_STOPPED)
     return 0
 
 
@@ -471,8 +442,8 @@ def stop() -> None:
 
 
 def fini() -> int:
-    """Free the reactors, which have stopped; return how many events were never run (0, unless
-    somebody sent to a reactor that was ending)."""
+    """Free the reactors, which have stopped; return how many events and messages were never run (0,
+    unless somebody sent to a reactor that was ending)."""
     global g_messages
     cdef reactor_t *r
     cdef uint32_t i
@@ -482,8 +453,7 @@ def fini() -> int:
         if r is NULL:
             continue
         check(load_acquire_u32(<uint32_t *>&r.state) == REACTOR_STOPPED)
-        lost += ring_count(r.events) if r.events is not NULL else 0
-        events_unkeep(r)
+        lost += events_drop(r)
         g_reactors[i] = NULL
         free_pool_of(r)
         reactor_free(r)

@@ -13,10 +13,10 @@ import time
 import weakref
 
 from libc.errno cimport EAGAIN, EINVAL, EIO, ENODEV, EPERM
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free
 from libc.string cimport memset
-from vhostrt.base.atomics cimport load_relaxed_u64, store_release_u32
+from vhostrt.base.atomics cimport load_acquire_ptr, load_relaxed_u64, store_release_u32
 from vhostrt.base.check cimport check
 from vhostrt.base.errors cimport ok, os_error
 from vhostrt.base.ticks cimport ticks_now
@@ -24,7 +24,7 @@ from vhostrt.event.control cimport (CALL_PENDING, awaited_new, awaited_drop, awa
                                     call_on, call_t, control_thread)
 from vhostrt.event.events cimport event_send
 from vhostrt.event.loop_trace cimport THREAD_IOCH_GET, THREAD_IOCH_PUT, trace_channel
-from vhostrt.event.message cimport has_messages, thread_send_node
+from vhostrt.event.message cimport has_messages, thread_drop, thread_send_node
 from vhostrt.event.post cimport control_post
 from vhostrt.event.reactor cimport (deferred_t, msg_t, reactor_defer_last, reactor_t, thread_attach,
                                     thread_detach, thread_init)
@@ -220,6 +220,8 @@ cdef class Thread:
     def __dealloc__(self):
         if self.owned:
             check(self.t is NULL or self.t.reactor is NULL)
+            if self.t is not NULL:
+                thread_drop(self.t)         # sent to one that was never attached
             free(self.t)
 
     @property
@@ -275,20 +277,20 @@ cdef class Thread:
 
     # Channels of parts that open them from the control thread
 
-    def hold(self, str name not None):
+    def hold(self, str name not None, uintptr_t channel=0):
         """Note that it has one channel more to what is called `name`, which iochannel does not know
-        of, as opening it may block."""
+        of, as opening it may block.  channel: its address, for traces."""
         cdef bytes text = name.encode()
         refs = self.held[name] = self.held.get(name, 0) + 1
-        trace_channel(THREAD_IOCH_GET, self.t, text, NULL, refs)
+        trace_channel(THREAD_IOCH_GET, self.t, text, <void *>channel, refs)
 
-    def let_go(self, str name not None):
+    def let_go(self, str name not None, uintptr_t channel=0):
         """Note that it has one channel less."""
         cdef bytes text = name.encode()
         refs = self.held[name] = self.held[name] - 1
         if refs == 0:
             del self.held[name]
-        trace_channel(THREAD_IOCH_PUT, self.t, text, NULL, refs)
+        trace_channel(THREAD_IOCH_PUT, self.t, text, <void *>channel, refs)
 
     # Life
 
@@ -304,13 +306,27 @@ cdef class Thread:
             g_running.pop(self.t.id, None)
 
     async def attach(self, int lcore):
-        """Be polled by the reactor on `lcore` from now on.  OSError when there is none, or it may
-        not run there."""
-        if self.lcore >= 0 or self.t.exiting or not self.owned:
-            raise RuntimeError(f"the thread {self.name} has been attached before")
-        if self.cpumask is not None and lcore not in self.cpumask:
-            raise OSError(EINVAL, f"the thread {self.name} may not run on core {lcore}")
-        await call_on(lcore, attach, self.t, self)
+        """Be polled by the reactor on `lcore` from now on.  Cancelling this ends the wait alone.
+
+        OSError when there is none, or it may not run there; RuntimeError the second time.
+        """
+        await to_the_end(self.come(lcore))
+
+    async def come(self, int lcore):
+        async with self.lock:
+            if self.lcore >= 0 or self.t.exiting or not self.owned:
+                raise RuntimeError(f"the thread {self.name} has been attached before")
+            if self.cpumask is not None and lcore not in self.cpumask:
+                raise OSError(EINVAL, f"the thread {self.name} may not run on core {lcore}")
+            await self.join(lcore)
+
+    async def join(self, int lcore):
+        """Come to a reactor; with the lock."""
+        try:
+            await call_on(lcore, attach, self.t, self)
+        except asyncio.CancelledError:
+            g_forced.append(self)           # the loop is torn down: the reactor gets it yet
+            raise
         self.note_lcore(lcore)
 
     async def move(self, int lcore):
@@ -346,9 +362,11 @@ cdef class Thread:
         poller and no channel is left; by force, with a warning, after `timeout` (seconds).
 
         It may be awaited again.  Cancelling this ends the wait, not the end.
+        OSError EPERM for app_thread; TypeError, ValueError for a timeout that is none.
         """
         if not self.owned:
             raise OSError(EPERM, "app_thread ends with the control thread")
+        check_timeout(timeout)
         if self.ending is None:
             self.ending = asyncio.create_task(self.finish(timeout))
         await asyncio.shield(self.ending)
@@ -356,13 +374,18 @@ cdef class Thread:
     async def finish(self, timeout):
         try:
             async with self.lock:
-                if self.lcore < 0 and has_messages(self.t):
-                    await self.attach(min(self.lcores()))
+                if self.lcore < 0 and has_messages(self.t) and self.lcores():
+                    await self.join(min(self.lcores()))
                 store_release_u32(&self.t.exiting, 1)
+                await grace()
                 if self.lcore >= 0:
-                    await grace()
                     await self.leave_in_time(timeout)
+                elif thread_drop(self.t):
+                    warn(f"messages of the thread {self.name} are lost: no core that it may run on "
+                         "has a reactor")
         finally:
+            if load_acquire_ptr(&self.t.reactor) is not NULL:
+                g_forced.append(self)       # the loop was torn down: the reactor has it yet
             self.note_lcore(-1)
             self.mover = None               # which holds us, as a rule
             g_threads.pop(self.t.id, None)
@@ -383,13 +406,37 @@ cdef class Thread:
         leaving.c.thread = self.t
         leaving.c.lcore = -1
         leaving.c.by_force = by_force
-        rc = ok(await call_on(self.lcore, leave_call, &leaving.c, (self, leaving)),
-                f"end of the thread {self.name}")
+        try:
+            while (told := ask_to_leave(self, leaving)) is None:
+                await asyncio.sleep(LOOK_S)
+        except OSError as error:
+            if error.errno != ENODEV:
+                raise
+            return 0                    # the reactor has ended, and let go of it
+        rc = ok(await told, f"end of the thread {self.name}")
         if by_force and leaving.c.left:
             left = [what for i, what in enumerate(LEFT) if leaving.c.left >> i & 1]
             warn(f"the thread {self.name} was ended by force; it still has " + " and ".join(left))
             g_forced.append(self)
         return rc
+
+
+cdef object ask_to_leave(Thread light, Leaving leaving):
+    """Return a future of what leave_call answers; None: the reactor's ring is full."""
+    try:
+        return call_on(light.lcore, leave_call, &leaving.c, (light, leaving))
+    except OSError as error:
+        if error.errno != EAGAIN:
+            raise
+        return None
+
+
+def check_timeout(timeout) -> None:
+    """Refuse what is no time in seconds.  TypeError, ValueError."""
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"a timeout of {timeout!r} must be a number of seconds")
+    if not timeout >= 0:
+        raise ValueError(f"a timeout of {timeout!r} seconds cannot be")
 
 
 def print_warning(text) -> None:
@@ -418,10 +465,15 @@ async def answered(int lcore):
 
 async def to_the_end(work):
     """Await a coroutine; when the wait is cancelled the work goes on."""
+    await asyncio.shield(begin(work))
+
+
+def begin(work) -> asyncio.Task:
+    """Have a coroutine run to its end, whoever waits for it."""
     task = asyncio.create_task(work)
     g_tasks.add(task)
     task.add_done_callback(done_with)
-    await asyncio.shield(task)
+    return task
 
 
 def done_with(task):
@@ -468,7 +520,11 @@ async def create(str name not None, cpumask=None):
     lcores = light.lcores()
     if not lcores:
         raise ValueError(f"no core that the thread {name} may run on has a reactor")
-    await light.attach(choose(lcores))
+    try:
+        await light.attach(choose(lcores))
+    except asyncio.CancelledError:
+        begin(light.exit())             # nobody would know that it runs
+        raise
     return light
 
 

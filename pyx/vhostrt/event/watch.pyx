@@ -29,6 +29,7 @@ cdef extern from "vhostrt/event/watch.h" nogil:
 
 cdef enum:
     NS_PER_S = 1_000_000_000
+    SLEEP_S_MOST = 1_000_000_000        # what is further off is never
     SPIN_LEAST_US = 5           # what a reactor goes on at least, once work comes often ...
     SPIN_MOST_US = 200          # ... and at most
 
@@ -173,7 +174,7 @@ cdef void wait(reactor_t *r, uint64_t ticks) noexcept nogil:
     """Wait in the kernel, ticks at most."""
     cdef uint64_t before = ticks_now()
     cdef uint64_t ns = UINT64_MAX
-    if ticks != UINT64_MAX:
+    if ticks < ticks_hz() * SLEEP_S_MOST:
         ns = <uint64_t>(<double>ticks * NS_PER_S / ticks_hz())
     trace(REACTOR_SLEEP, r)
     watch_wait(r.epoll_fd, ns)

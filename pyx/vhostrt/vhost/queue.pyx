@@ -482,10 +482,10 @@ cdef class Queue:
     def show_channel(self, Channel channel):
         """Note which channel it has, for itself and among those of its thread."""
         if self.channel is not None:
-            self.thread.let_go(self.channel.name)
+            self.thread.let_go(self.channel.name, <uintptr_t>self.channel.c)
         self.channel = channel
         if channel is not None:
-            self.thread.hold(channel.name)
+            self.thread.hold(channel.name, <uintptr_t>channel.c)
 
     async def move(self, int lcore, Channel channel, timeout=MOVE_S):
         """Pop nothing, wait for the requests in flight, and go on at another reactor; return the
