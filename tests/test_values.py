@@ -26,6 +26,8 @@ TAKEN = [
     ("read_trace_entries", "0", 0), ("read_trace_entries", "4096", 4096),
     ("read_rpc_address", "/tmp/x.sock", "/tmp/x.sock"), ("read_rpc_address", "./x", "./x"),
     ("read_rpc_address", "localhost", "localhost"), ("read_rpc_address", "[::1]:99", "[::1]:99"),
+    ("read_metrics_address", "h:9464", "h:9464"), ("read_metrics_address", "[::1]:9", "[::1]:9"),
+    ("read_metrics_address", "./m", "./m"),
     ("read_rpc_address", "::1", "::1"), ("read_rpc_address", "h:65535", "h:65535"),
     ("read_socket_dir", "/run/x", "/run/x/"), ("read_socket_dir", "/run/x/", "/run/x/"),
     ("read_socket_dir", "", ""),
@@ -60,6 +62,9 @@ REFUSED = [
     ("read_names", ""), ("read_names", "a,"), ("read_names", "a b"), ("read_names", "1a"),
     ("read_trace_entries", "3"), ("read_trace_entries", "-2"), ("read_trace_entries", "33554432"),
     ("read_rpc_address", ""), ("read_rpc_address", "/" + "x" * 107), ("read_rpc_address", "h:"),
+    ("read_metrics_address", ""), ("read_metrics_address", "h"), ("read_metrics_address", ":9464"),
+    ("read_metrics_address", "h:"), ("read_metrics_address", "::1"), ("read_metrics_address", "h:0"),
+    ("read_metrics_address", "[::1]"), ("read_metrics_address", "/" + "x" * 107),
     ("read_rpc_address", "h:x"), ("read_rpc_address", "h:65536"), ("read_rpc_address", "[::1]:0"),
     ("read_socket_dir", "/" + "x" * 106), ("read_path", ""),
 ]
