@@ -1,4 +1,4 @@
-"""The page of --metrics, of the running program: its form, its values, and when it cannot be had."""
+"""The page of --metrics, of the running program: its form, its values, when it cannot be had."""
 import asyncio
 import json
 import re
@@ -193,7 +193,7 @@ def place():
 
 @pytest.mark.parametrize("words, part, status", [
     (["--metrics"], "option --metrics needs a value", 2),
-    (["--metrics", "localhost"], "option --metrics: 'localhost' is neither host:port nor a path", 2),
+    (["--metrics", "localhost"], "option --metrics: 'localhost' is neither host:port", 2),
     (["--metrics", "localhost:99999"], "option --metrics: ", 2),
     (["--metrics", "192.0.2.1:9464"], "metrics address '192.0.2.1:9464' cannot be listened on", 1),
     (["--metrics", "/nowhere/m"], "metrics socket '/nowhere/m' cannot be made", 1),
