@@ -64,7 +64,8 @@ REFUSED = [
     ("read_rpc_address", ""), ("read_rpc_address", "/" + "x" * 107), ("read_rpc_address", "h:"),
     ("read_metrics_address", ""), ("read_metrics_address", "h"), ("read_metrics_address", ":9464"),
     ("read_metrics_address", "h:"), ("read_metrics_address", "::1"),
-    ("read_metrics_address", "h:0"), ("read_metrics_address", "[::1]"), ("read_metrics_address", "/" + "x" * 107),
+    ("read_metrics_address", "h:0"), ("read_metrics_address", "[::1]"),
+    ("read_metrics_address", "/" + "x" * 107),
     ("read_rpc_address", "h:x"), ("read_rpc_address", "h:65536"), ("read_rpc_address", "[::1]:0"),
     ("read_socket_dir", "/" + "x" * 106), ("read_path", ""),
 ]

@@ -95,14 +95,15 @@ cdef void bdev_settle(bdev_channel_t *channel, uint64_t start, uint64_t now) noe
     cdef bdev_stats_t *stats = &channel.stats
     cdef uint64_t n[BDEV_TYPES]
     cdef uint64_t total = 0
-    cdef uint64_t share
+    cdef uint64_t share = now - start if now > start else 0     # clocks of two CPUs may differ
     cdef uint32_t i
     for i in range(<uint32_t>BDEV_TYPES):
         n[i] = stats.counters.ops[i] - stats.settled[i]
         total += n[i]
     if total == 0:
         return
-    share = (now - start) // total
+    if total > 1:                       # a division takes as long as the rest of this
+        share //= total
     for i in range(<uint32_t>BDEV_TYPES):
         if n[i]:
             stats.settled[i] += n[i]
@@ -117,7 +118,7 @@ cdef void bdev_io_done(bdev_io_t *io, int rc, uint64_t now) noexcept nogil:
     cdef bdev_channel_t *channel = io.channel
     cdef bdev_stats_t *stats = &channel.stats
     dcheck(channel.inflight > 0)
-    io.took = now - io.start if now > io.start else 0   # the clocks of two CPUs may differ
+    io.took = now - io.start if now > io.start else 0
     if unlikely(rc < 0):
         bdev_count_error(channel, rc)
     else:

@@ -104,7 +104,7 @@ cdef void blk_settle(queue_t *q) noexcept nogil:
     driver is shown all of it together.  One look at the clock."""
     cdef uint64_t answered = q.answered
     cdef uint64_t now = ticks_now()
-    cdef uint64_t took = now - q.polled
+    cdef uint64_t took = now - q.polled if now > q.polled else 0
     cdef uint32_t bucket = histogram_index(q.stats.times[0], took)
     cdef uint32_t lane = 0
     cdef uint64_t n
@@ -285,7 +285,8 @@ cdef int blk_poll(void *arg) noexcept nogil:
             counted(&q.stats.counters.errors[CAUSE_MALFORMED], 1)
             queue_break(q, n)
         return n != 0
-    q.polled = ticks_now()
+    # When the reactor looked at the clock last: to look again here costs as much as a request.
+    q.polled = q.reactor.stamp if q.reactor.stamp else q.reactor.now
     n = min(n, <int>POLL_BUDGET)
     q.traced = trace_any(TRACE_VHOST_BLK)
     c.desc = q.ring.desc
