@@ -1,8 +1,9 @@
 """vhostrt.vhost.blk: the whole way of a request, client and target on one reactor.
 
 The queue counts its requests and their times, as it always does; SPDK's histogram of the bdev's
-times is kept where a row says so.  A client in C reads 4 KiB with three descriptors, in batches, from a null disk over a split ring.
-Both sides are in the figure. With `idle` spin there is no yield in it.
+times is kept where a row says so.  A client in C reads 4 KiB with three descriptors, in batches,
+from a null disk over a split ring.  Both sides are in the figure.  With
+`idle` spin there is no yield in it.
 """
 import asyncio
 import functools

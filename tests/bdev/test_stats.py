@@ -6,7 +6,7 @@ import pytest
 
 from tests.bdev.test_modules import KINDS, channel
 from tests.lib.cy_bdev import run
-from tests.lib.cy_rig import HeldBdev
+from tests.lib.cy_rig import HeldBdev, until
 from tests.lib.reactors import reactors
 from vhostrt.base import ticks
 from vhostrt.bdev.core import TYPE_NAMES
@@ -145,5 +145,28 @@ def test_histograms_that_are_turned_on_and_off_under_load():
     async def busy(c):
         for _ in range(100):
             await run(c, [("read", 0, 1, [bytearray(512)])] * 3)
+
+    asyncio.run(main())
+
+
+def test_what_is_done_later_and_what_at_once_are_each_counted_once():
+    async def main():
+        async with reactors(1):
+            bdev = HeldBdev()
+            c = await bdev.open_channel(0)
+            await bdev.keep_histogram(("read",), 7, 0, 1 << 50)
+            held = asyncio.ensure_future(run(c, [("read", 0, 1, [bytearray(512)])] * 3))
+            await until(lambda: bdev.held == 3)
+            assert bdev.inflight() == 3 and counted(bdev.totals()) == {}
+            await bdev.let_go(3)
+            assert await held == [0] * 3
+            later = bdev.totals()["read"]
+            bdev.answer_at_once(1)
+            start = ticks.now()
+            assert await run(c, [("read", 0, 1, [bytearray(512)])] * 2) == [1, 1]
+            most = ticks.now() - start
+            stats = bdev.totals()["read"]
+            assert (stats["ops"], bdev.inflight(), bdev.histogram().total()) == (5, 0, 5)
+            assert later["ticks"] < stats["ticks"] <= later["ticks"] + most
 
     asyncio.run(main())
