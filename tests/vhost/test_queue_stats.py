@@ -114,13 +114,21 @@ class Watch:
         return (ticks.now() - self.start) * 1e6 / ticks.hz()
 
 
+async def watch(r):
+    """Return a Watch from before the reactor looked at the clock: a poll may begin there."""
+    made = Watch()
+    for _ in range(8):                  # turns of its loop; it looks in every sixth at least
+        await r.queue.set_channel(r.channel)
+    return made
+
+
 @run
 async def test_percentiles_are_those_of_the_delays():
     """Ten requests wait for 5, five for 50 and one for 200 milliseconds."""
     async with rig() as r:
         bounds = []
         for count, delay in ((10, 0.005), (5, 0.05), (1, 0.2)):
-            watch = Watch()
+            outer = await watch(r)
             for _ in range(count):
                 r.client.send(IN)
             await until(lambda count=count: r.bdev.held == count)
@@ -129,7 +137,7 @@ async def test_percentiles_are_those_of_the_delays():
             least = inner.gone_us()
             await r.bdev.let_go(count)
             await r.client.answers(count)
-            bounds.append((least, watch.gone_us()))
+            bounds.append((least, outer.gone_us()))
         told = r.queue.stats().latencies()["read"]
         assert told["count"] == 16
         for name, (least, most) in zip(("p50", "p90", "max"), bounds, strict=True):
@@ -148,12 +156,12 @@ async def test_percentiles_are_those_of_the_delays():
 @run
 async def test_what_is_done_at_once_shares_the_time_of_its_poll():
     async with rig(NullBdev("n", 2048, 512)) as r:
-        watch = Watch()
+        outer = await watch(r)
         for _ in range(20):
             r.client.send(IN, publish=False)
         r.client.publish()
         await r.client.answers(20)
-        most = watch.gone_us() * ticks.hz() / 1e6
+        most = outer.gone_us() * ticks.hz() / 1e6
         counted, stats = r.queue.stats(), r.channel.stats()["read"]
         assert stats["ops"] == 20
         # One poll has answered all: for the driver each took all of it, for the bdev its share.
@@ -166,18 +174,21 @@ async def test_what_is_done_at_once_shares_the_time_of_its_poll():
 async def test_the_age_of_the_oldest_request():
     async with rig() as r:
         assert r.queue.oldest_us == 0
-        first = Watch()
+        first = await watch(r)
         r.client.send(IN)
         await until(lambda: r.bdev.held == 1)
         second = Watch()
         time.sleep(0.02)
+        later = await watch(r)
         r.client.send(OUT)
         await until(lambda: r.bdev.held == 2)
         third = Watch()
-        assert int(second.gone_us()) <= r.queue.oldest_us <= first.gone_us()
+        least = int(second.gone_us())
+        assert least <= r.queue.oldest_us <= first.gone_us()
         await r.bdev.let_go(1)
         await r.client.answers(1)
-        assert int(third.gone_us()) <= r.queue.oldest_us < second.gone_us() - 20_000
+        least = int(third.gone_us())
+        assert least <= r.queue.oldest_us <= later.gone_us()
         await r.bdev.let_go(1)
         await r.client.answers(1)
         assert r.queue.oldest_us == 0
