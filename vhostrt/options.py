@@ -85,6 +85,7 @@ class Options(RuntimeOptions):
     # Process
     pid_file: str | None = None
     lock_file: str | None = None
+    metrics: str | None = None                      # path of a unix socket, or host:port; or none
     limit_coredump: bool = False                    # leave the core dump limit alone
     # Disks
     socket_dir: str = ""                            # ends in a slash, or "": current directory
@@ -207,6 +208,8 @@ TABLE = (
            "start the subsystems only on framework_start_init"),
     Option("--rpcs-allowed", "NAMES", "rpcs_allowed", values.read_names,
            "comma list of the RPC methods to answer"),
+    Option("--metrics", "ADDR", "metrics", values.read_metrics_address,
+           "tell Prometheus what there is to count: at host:port, or a socket's path"),
     Option("-f", "FILE", "pid_file", values.read_path, "write the process id to this file"),
     Option("--lock-file", "FILE", "lock_file", values.read_path,
            "lock against a second instance (default: vhostrt.lock in /run/vhostrt or, without the "

@@ -277,6 +277,34 @@ class Disks(Step):
             say(f"To attach with QEMU: qemu-system-x86_64 {qemu_words(sockets)} ...")
 
 
+class Metrics(Step):
+    """What --metrics asks for: a server of figures, which answers once everything runs."""
+
+    name = "metrics"
+
+    def __init__(self) -> None:
+        self.server: Any = None
+
+    async def start(self, app: App) -> None:
+        if app.options.metrics is None:
+            return
+        try:
+            from vhostrt.metrics.text import CONTENT_TYPE, Page
+        except ModuleNotFoundError as error:
+            if error.name != "prometheus_client":
+                raise
+            raise StartError("option --metrics needs the Python package prometheus-client: install "
+                             "it with pip install 'vhostrt[metrics]'") from None
+        from vhostrt.metrics.server import Server
+        self.server = Server(Page().get, CONTENT_TYPE)
+        await self.server.listen(app.options.metrics)
+        log.notice(f"Metrics at {app.options.metrics}")
+
+    async def stop(self, app: App) -> None:
+        if self.server is not None:
+            await self.server.close()
+
+
 async def serve(disk: Disk) -> str:
     """Make the bdev and the controller of one disk, and return the path of its socket.
 
@@ -311,4 +339,4 @@ def all_steps(announce: bool = False) -> list[Step]:
 
 def program_steps() -> list[Step]:
     """Make those of the program vhostrt."""
-    return [*all_steps(announce=True), Disks()]
+    return [*all_steps(announce=True), Disks(), Metrics()]

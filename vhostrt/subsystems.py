@@ -94,7 +94,7 @@ class BdevSubsystem(Subsystem):
     """The block devices: those that are left when the program stops are deleted."""
 
     name = "bdev"
-    rpc = ("vhostrt.rpc.bdev",)
+    rpc = ("vhostrt.rpc.bdev", "vhostrt.rpc.bdev_stats")
 
     async def fini(self) -> None:
         from vhostrt.bdev import registry, saved, splits

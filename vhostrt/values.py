@@ -223,6 +223,16 @@ def read_rpc_address(text: str) -> str:
     return text
 
 
+def read_metrics_address(text: str) -> str:
+    """Read the path of a unix socket (it has a slash), or host:port."""
+    if "/" not in read_rpc_address(text):
+        host, colon, port = text.rpartition(":")
+        if not (colon and host and port) or ":" in host and not host.startswith("["):
+            raise ValueError(f"{shown(text)} is neither host:port nor a path with a slash in it")
+        read_number(port, 1, 65535)
+    return text
+
+
 def read_socket_dir(text: str) -> str:
     """Read the directory of the vhost sockets; exactly one slash is added where it has none.
 

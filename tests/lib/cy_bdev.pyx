@@ -1,9 +1,11 @@
 """Drive a bdev from tests: lists of requests, submitted on a reactor, and their answers."""
 import asyncio
 
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from vhostrt.bdev.core cimport Channel, bdev_channel_t, bdev_io_t, bdev_submit, iovec
+from vhostrt.base.ticks cimport ticks_now
+from vhostrt.bdev.core cimport (Channel, bdev_channel_t, bdev_io_t, bdev_settle, bdev_submit,
+                                iovec)
 from vhostrt.bdev.station cimport station_t
 from vhostrt.event.control cimport CALL_PENDING, call_done, call_on, call_t
 from vhostrt.event.poller cimport poller_register, poller_unregister
@@ -40,16 +42,19 @@ cdef void done(bdev_io_t *io, int rc) noexcept nogil:
 
 cdef int submit_all(call_t *call) noexcept nogil:
     cdef batch_t *batch = <batch_t *>call.arg
+    cdef uint64_t start = ticks_now()
     cdef uint32_t i
     cdef int rc
     batch.call = call
     batch.pending = 1
     for i in range(batch.count):
+        batch.requests[i].io.start = start
         rc = bdev_submit(batch.channel, &batch.requests[i].io)
         if rc == 0:
             batch.pending += 1
         else:
             answered(&batch.requests[i], rc)
+    bdev_settle(batch.channel, start, ticks_now())
     batch.pending -= 1
     return CALL_PENDING if batch.pending else 0
 

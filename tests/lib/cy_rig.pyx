@@ -9,6 +9,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from vhostrt.base.atomics cimport load_relaxed_u32, store_relaxed_u32
+from vhostrt.base.ticks cimport ticks_now
 from vhostrt.bdev.core cimport (BDEV_FLUSH, BDEV_READ, BDEV_WRITE, Bdev, bdev_channel_t,
                                 bdev_io_done, bdev_io_t)
 from vhostrt.event.control cimport call_on, call_t
@@ -203,6 +204,7 @@ cdef int let_go(call_t *call) noexcept nogil:
     """Complete the first `count` requests; return how many."""
     cdef letting_t *letting = <letting_t *>call.arg
     cdef held_t *h = letting.held
+    cdef uint64_t now = ticks_now()
     cdef bdev_io_t *io
     cdef uint32_t i, done = 0
     while done < letting.count and h.first is not NULL:
@@ -212,7 +214,7 @@ cdef int let_go(call_t *call) noexcept nogil:
         if io.type == BDEV_READ and letting.rc == 0:
             for i in range(io.iov_count):
                 memset(io.iovs[i].iov_base, letting.fill, io.iovs[i].iov_len)
-        bdev_io_done(io, letting.rc)
+        bdev_io_done(io, letting.rc, now)
         done += 1
     return <int>done
 

@@ -20,10 +20,13 @@ BDEV = {
 REACTOR = {"lcore": int, "numa_id": int, "tid": int, "busy": int, "idle": int,
            "in_interrupt": bool, "irq": int, "sys": int, "usr": int, "lw_threads": list}
 CONTROLLER = {"ctrlr": str, "cpumask": str, "delay_base_us": int, "iops_threshold": int,
-              "socket": str, "sessions": list, "backend_specific": dict}
+              "socket": str, "sessions": list, "backend_specific": dict, "statistics": dict,
+              "queues": list}
 
 SESSION = {"vid": int, "id": int, "name": str, "started": bool, "max_queues": int,
            "inflight_task_cnt": int, "queues": list}
+QUEUE = {"index": int, "lcore": int, "thread_id": int, "size": int, "inflight_task_cnt": int,
+         "broken": int, "oldest_request_us": int}
 THREAD = {"name": str, "id": int, "cpumask": str, "elapsed": int}
 
 
@@ -203,8 +206,10 @@ def test_sessions_and_their_queues(client, target):
         assert types(session) == SESSION
         assert session["started"] and session["max_queues"] == 2
         assert session["name"] == f"cs{session['vid']}"
-        assert session["queues"] == [{"index": i, "lcore": 0, "size": 256, "inflight_task_cnt": 0,
-                                      "broken": 0} for i in range(2)]
+        assert [types(q) for q in session["queues"]] == [QUEUE] * 2
+        assert [(q["index"], q["lcore"], q["size"]) for q in session["queues"]] == [
+            (i, 0, 256) for i in range(2)]
+        assert {q["inflight_task_cnt"] or q["broken"] for q in session["queues"]} == {0}
         reactor, = result(client, "framework_get_reactors")["reactors"]
         threads = reactor["lw_threads"]
         assert [types(t) for t in threads] == [THREAD] * 2

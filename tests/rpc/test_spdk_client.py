@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lib.blk_client import Blk
 from tests.lib.target import Target
 
 SPDK_RPC = Path(sys.executable).with_name("spdk-rpc")
@@ -172,6 +173,29 @@ def test_controllers(cli, target):
         assert not socket.exists()
         assert cli.refused("vhost_delete_controller", "blk.0")[0] == -19
     finally:
+        cli("bdev_malloc_delete", "disk")
+
+
+def test_statistics(cli, target):
+    cli("bdev_malloc_create", "-b", "disk", 1, 512)
+    cli("vhost_create_blk_controller", "blk.0", "disk")
+    try:
+        assert cli("bdev_enable_histogram", "disk", "--histogram", "--granularity", 5) == ""
+        with Blk(target.folder / "blk.0") as blk:
+            blk.write(0, bytes(1024))
+            told = cli("bdev_get_iostat", "--names", "disk", "--reset-mode", "all")
+            assert [(b["name"], b["num_write_ops"], b["bytes_written"])
+                    for b in told["bdevs"]] == [("disk", 1, 1024)]
+            channels = cli("bdev_get_iostat", "--names", "disk", "-c")["channels"]
+            assert [c["num_write_ops"] for c in channels] == [1]
+        assert cli("bdev_get_histogram", "disk")["granularity"] == 5
+        counts = cli("bdev_get_histogram_borders", "disk", "--borders", "1,1000000000")
+        assert counts["borders_count"][1:] == [1, 1]
+        assert cli("bdev_reset_iostat", "-b", "disk", "-m", "maxmin") == ""
+        assert cli("bdev_enable_histogram", "disk", "--no-histogram") == ""
+        assert cli.refused("bdev_get_histogram", "disk")[0] == -61
+    finally:
+        cli("vhost_delete_controller", "blk.0")
         cli("bdev_malloc_delete", "disk")
 
 

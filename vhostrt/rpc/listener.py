@@ -1,4 +1,4 @@
-"""Listening sockets of the RPC server: unix paths, each with a lock beside it, and TCP.
+"""Listening sockets of the RPC server and others: unix paths, each with a lock beside it, and TCP.
 
 Owner:    the lock file says whose a path is.  A path is taken over only from a dead program.
 Fails:    OSError whose text is one sentence with the address in it.
@@ -28,18 +28,21 @@ class Listener:
 
 
 class UnixListener(Listener):
-    """A socket at a path.  close() removes it and its lock, while they are this program's."""
+    """A socket at a path.  close() removes it and its lock, while they are this program's.
 
-    def __init__(self, path: str, mode: int):
+    what: whose socket it is, for errors.
+    """
+
+    def __init__(self, path: str, mode: int, what: str):
         if len(os.fsencode(path)) > UNIX_PATH_MAX:
             raise OSError(errno.ENAMETOOLONG,
-                          f"RPC socket path {shown(path)} is longer than {UNIX_PATH_MAX} bytes")
+                          f"{what} socket path {shown(path)} is longer than {UNIX_PATH_MAX} bytes")
         self.lock_path = path + ".lock"
-        self.lock_fd = take_lock(path, self.lock_path)
+        self.lock_fd = take_lock(path, self.lock_path, what)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            remove_stale(path)
-            bind(sock, path, path)
+            remove_stale(path, what)
+            bind(sock, path, path, what)
             # Nobody can connect before it listens, so there is no moment with another mode.
             os.chmod(path, mode)
             self.stat = os.lstat(path)
@@ -67,15 +70,15 @@ class UnixListener(Listener):
         os.close(self.lock_fd)
 
 
-def take_lock(path: str, lock_path: str) -> int:
+def take_lock(path: str, lock_path: str, what: str) -> int:
     """Return a descriptor that holds the lock of the socket `path`; EADDRINUSE when it is taken."""
     for _ in range(LOCK_TRIES):
         try:
             fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError as e:
             # Where several users may write, it is most likely another's.
-            hint = "; choose another with -r" if e.errno == errno.EACCES else ""
-            raise OSError(e.errno, f"RPC socket {shown(path)} cannot be made: its lock file "
+            hint = "; choose another" if e.errno == errno.EACCES else ""
+            raise OSError(e.errno, f"{what} socket {shown(path)} cannot be made: its lock file "
                           f"{shown(lock_path)}: {e.strerror}{hint}") from None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -83,23 +86,24 @@ def take_lock(path: str, lock_path: str) -> int:
                 return fd
         except BlockingIOError:
             os.close(fd)
-            raise in_use(path) from None
+            raise in_use(path, what) from None
         except FileNotFoundError:
             pass
         os.close(fd)                    # its last owner removed this file meanwhile
-    raise in_use(path)
+    raise in_use(path, what)
 
 
-def in_use(address: str) -> OSError:
+def in_use(address: str, what: str) -> OSError:
     return OSError(errno.EADDRINUSE,
-                   f"RPC socket {shown(address)} is in use by a running program: choose another")
+                   f"{what} socket {shown(address)} is in use by a running program: choose "
+                   "another")
 
 
-def remove_stale(path: str) -> None:
+def remove_stale(path: str, what: str) -> None:
     """Remove the socket that a dead program left; OSError for anything else that is there."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise OSError(errno.EEXIST, f"RPC socket {shown(path)} cannot be made: there is a "
+            raise OSError(errno.EEXIST, f"{what} socket {shown(path)} cannot be made: there is a "
                           "file of that name that is no socket")
     except FileNotFoundError:
         return
@@ -112,18 +116,18 @@ def remove_stale(path: str) -> None:
             return
         except OSError:
             pass                        # somebody is there, and busy or not for us
-    raise in_use(path)
+    raise in_use(path, what)
 
 
-def bind(sock: socket.socket, where, address: str) -> None:
+def bind(sock: socket.socket, where, address: str, what: str) -> None:
     try:
         sock.bind(where)
     except OSError as e:
-        raise OSError(e.errno, f"RPC address {shown(address)} cannot be listened on: "
+        raise OSError(e.errno, f"{what} address {shown(address)} cannot be listened on: "
                       f"{os.strerror(e.errno)}") from None
 
 
-def split_address(address: str) -> tuple[str, int]:
+def split_address(address: str, what: str) -> tuple[str, int]:
     """Return host and port of `host[:port]` or `[v6][:port]`; OSError when it is neither."""
     if address.startswith("["):
         host, bracket, rest = address[1:].partition("]")
@@ -139,19 +143,19 @@ def split_address(address: str) -> tuple[str, int]:
             raise ValueError("it is not host[:port]")
         return host, read_number(port, 0, 65535) if colon else PORT
     except ValueError as e:
-        raise OSError(errno.EINVAL, f"RPC address {shown(address)} is not valid: {e}") from None
+        raise OSError(errno.EINVAL, f"{what} address {shown(address)} is not valid: {e}") from None
 
 
-async def open_tcp(address: str) -> Listener:
+async def open_tcp(address: str, what: str) -> Listener:
     """Return a Listener for `host[:port]`, at the first address that the host's name has."""
-    host, port = split_address(address)
+    host, port = split_address(address, what)
     try:
         found = await asyncio.get_running_loop().getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError) as e:
         why = e.strerror if isinstance(e, OSError) else "not a host name"
         raise OSError(errno.EADDRNOTAVAIL,
-                      f"RPC address {shown(address)} cannot be looked up: {why} "
+                      f"{what} address {shown(address)} cannot be looked up: {why} "
                       "(the path of a unix socket has a slash in it)") from None
     family, kind, protocol, _, where = found[0]
     sock = socket.socket(family, kind, protocol)
@@ -159,13 +163,16 @@ async def open_tcp(address: str) -> Listener:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        bind(sock, where, address)
+        bind(sock, where, address, what)
     except BaseException:
         sock.close()
         raise
     return Listener(address, sock)
 
 
-async def open_listener(address: str, mode: int) -> Listener:
-    """Bind an address: one with a slash is the path of a unix socket (mode: its permissions)."""
-    return UnixListener(address, mode) if "/" in address else await open_tcp(address)
+async def open_listener(address: str, mode: int, what: str = "RPC") -> Listener:
+    """Bind an address: one with a slash is the path of a unix socket (mode: its permissions).
+
+    what: whose it is, for errors.
+    """
+    return UnixListener(address, mode, what) if "/" in address else await open_tcp(address, what)

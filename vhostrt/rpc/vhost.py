@@ -3,6 +3,7 @@ from vhostrt.rpc.method import Dispatcher, Name, Parameters, Path, method, refus
 from vhostrt.values import read_cpus
 from vhostrt.vhost import controller
 from vhostrt.vhost.controller import TRANSPORT, BlkController
+from vhostrt.vhost.queue_stats import sum_of
 from vhostrt.vhost.ring import Ring
 from vhostrt.vhost.session import Session
 
@@ -77,6 +78,9 @@ async def virtio_blk_get_transports(rpc: Dispatcher, params: Query) -> list[dict
 
 
 def describe(blk: BlkController) -> dict:
+    """statistics: of all its queues since it was made; queues: of each, by index, those of clients
+    that have gone included."""
+    stats = blk.stats()
     return {
         "ctrlr": blk.name, "cpumask": hex(sum(1 << lcore for lcore in blk.lcores)), **COALESCING,
         "socket": blk.path,
@@ -85,7 +89,17 @@ def describe(blk: BlkController) -> dict:
             "readonly": blk.readonly,
             "bdev": None if blk.descriptor is None else blk.bdev_name,     # None: it was removed
             "transport": TRANSPORT}},
+        "statistics": in_flight(blk.queues()) | sum_of(stats.values()).describe(),
+        "queues": [{"index": index,
+                    **in_flight([q for q in blk.queues() if q.index == index]), **each.describe()}
+                   for index, each in stats.items()],
     }
+
+
+def in_flight(queues: list) -> dict[str, int]:
+    """Return how many requests of queues are under way, and for how long the oldest has been."""
+    return {"inflight": sum(queue.inflight for queue in queues),
+            "oldest_request_us": max((queue.oldest_us for queue in queues), default=0)}
 
 
 def describe_session(session: Session) -> dict:
@@ -98,5 +112,7 @@ def describe_session(session: Session) -> dict:
 
 def describe_queue(ring: Ring) -> dict:
     """broken: 0, or the errno of what the driver did to the ring, which is served no more."""
-    return {"index": ring.index, "lcore": ring.queue.lcore, "size": ring.queue.size,
-            "inflight_task_cnt": ring.queue.inflight, "broken": ring.queue.broken}
+    queue = ring.queue
+    return {"index": ring.index, "lcore": queue.lcore, "thread_id": queue.thread.id,
+            "size": queue.size, "inflight_task_cnt": queue.inflight, "broken": queue.broken,
+            "oldest_request_us": queue.oldest_us}

@@ -19,6 +19,7 @@ from vhostrt.event import reactor
 from vhostrt.event.scheduler import scheduling
 from vhostrt.vhost import view
 from vhostrt.vhost.messages import RINGS_MAX, Feature, bits
+from vhostrt.vhost.queue_stats import QueueStats, sum_of
 from vhostrt.vhost.session import Session
 
 TRANSPORT = "vhost_user_blk"
@@ -65,6 +66,7 @@ class BlkController:
         self.allowance = view.Allowance(MEMORY_MAX)
         self.listener: socket.socket | None = None
         self.inode = (0, 0)             # of the socket file that is ours to remove
+        self.gone: dict[int, QueueStats] = {}   # counted by queues that have stopped, by index
 
     def use(self, descriptor: registry.Descriptor) -> None:
         """Serve this bdev; the descriptor is ours from now on. What clients see of it stays."""
@@ -97,6 +99,17 @@ class BlkController:
         """Return the queues that run now, of all sessions."""
         return [ring.queue for session in self.sessions for ring in session.rings.values()
                 if ring.queue is not None]
+
+    def keep_stats(self, queue) -> None:
+        """Keep what a queue has counted, which has just stopped and is no more one of ours."""
+        self.gone.setdefault(queue.index, QueueStats()).add(queue.stats())
+
+    def stats(self) -> dict[int, QueueStats]:
+        """Return what was counted since the controller was made, by index of the queue."""
+        found = {index: [stats] for index, stats in self.gone.items()}
+        for queue in self.queues():
+            found.setdefault(queue.index, []).append(queue.stats())
+        return {index: sum_of(parts) for index, parts in sorted(found.items())}
 
     def check_rings(self) -> None:
         """OSError(ENOSPC): no session can have one more ring, or descriptors may run out."""

@@ -117,9 +117,10 @@ class Ring:
         async with self.lock:
             if self.queue is None:
                 return
-            channel = self.queue.channel
-            self.next_avail, self.fds = await self.queue.stop()
+            queue, channel = self.queue, self.queue.channel
+            self.next_avail, self.fds = await queue.stop()
             self.queue = None
+            self.session.controller.keep_stats(queue)
             await self.session.controller.close_channel(channel)
 
     async def move(self, thread: Thread, lcore: int) -> None:

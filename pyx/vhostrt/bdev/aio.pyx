@@ -25,6 +25,7 @@ from vhostrt.base.atomics cimport (cas_ptr, exchange_ptr, exchange_u32, fence_fu
                                    load_relaxed_u32, store_relaxed_u32)
 from vhostrt.base.check cimport check, dcheck
 from vhostrt.base.errors cimport ok
+from vhostrt.base.ticks cimport ticks_now
 from vhostrt.bdev.core cimport (BDEV_FLUSH, BDEV_READ, BDEV_UNMAP, BDEV_WRITE_ZEROES, Channel,
                                 bdev_channel_t, bdev_io_done, bdev_io_t, iovec)
 from vhostrt.bdev.station cimport Station, station_alloc, station_t
@@ -276,15 +277,17 @@ cdef int aio_poll(void *arg) noexcept nogil:
     cdef aio_t *aio = <aio_t *>arg
     cdef bdev_io_t *io
     cdef bdev_io_t *rest
+    cdef uint64_t now
     if aio.station.inflight == 0 or load_relaxed_ptr(&aio.done) is NULL:
         return 0
+    now = ticks_now()
     # Acquires what the helpers have released with their pushes.
     io = reversed_list(<bdev_io_t *>exchange_ptr(&aio.done, NULL))
     while io is not NULL:
         rest = io.next
         dcheck(aio.station.inflight > 0)
         aio.station.inflight -= 1
-        bdev_io_done(io, <int>progress_of(io).state)     # may submit again
+        bdev_io_done(io, <int>progress_of(io).state, now)    # may submit again
         io = rest
     return 1
 
@@ -430,7 +433,7 @@ cdef class AioBdev(FileBdev):
 
     async def close_channel(self, Channel channel not None):
         """Give a channel back, once.  No request may be in flight on it."""
-        self.check_idle(channel)
+        self.retire(channel)
         station, channel.station = channel.station, None
         await leave(g_stations, station)
 

@@ -12,9 +12,9 @@ Fails:    bdev_submit answers 1, 0 or -errno, the same at every layer of a stack
 from cython cimport unlikely
 from libc.errno cimport EINVAL, ENODEV, EOPNOTSUPP, EROFS
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from vhostrt.base.atomics cimport (load_relaxed_u32, load_relaxed_u64, store_relaxed_u32,
-                                   store_release_u32)
+from vhostrt.base.atomics cimport load_relaxed_u32, load_relaxed_u64, store_relaxed_u32
 from vhostrt.base.check cimport dcheck
+from vhostrt.base.histogram cimport Histogram, counted, histogram_t
 from vhostrt.event.trace cimport TRACE_BDEV, trace_any
 
 cdef extern from "<sys/uio.h>" nogil:
@@ -36,6 +36,13 @@ cdef enum:
 cdef enum:
     BDEV_IO_WORDS = 6           # of a module's own state per request
 
+cdef enum:
+    # Why requests failed that were the bdev's to do: the states of SPDK's bdev layer that occur.
+    BDEV_NOMEM = 0              # -ENOMEM
+    BDEV_ABORTED = 1            # -ECANCELED
+    BDEV_FAILED = 2             # every other
+    BDEV_ERRORS = 3
+
 ctypedef void (*bdev_done_fn)(bdev_io_t *io, int rc) noexcept nogil
 ctypedef int (*bdev_submit_fn)(bdev_channel_t *channel, bdev_io_t *io) noexcept nogil
 
@@ -46,6 +53,8 @@ cdef struct bdev_io_t:
     uint8_t type                # BDEV_READ ...
     uint64_t offset_blocks
     uint64_t num_blocks
+    uint64_t start              # ticks, of the submitter's last look at the clock
+    uint64_t took               # ticks; known when done is called
     bdev_done_fn done           # rc 0 or -errno
     bdev_io_t *next             # free for the module while it owns the request
     uint64_t module[BDEV_IO_WORDS]
@@ -59,10 +68,20 @@ cdef struct bdev_t:
     bint write_cache            # data is volatile until a flush
     void *ctx                   # the module's own
 
-cdef struct bdev_stats_t:       # written by the channel's reactor, read relaxed by others
-    uint64_t requests[BDEV_TYPES]
+cdef struct bdev_counters_t:    # of words alone: they are added up as an array
+    uint64_t ops[BDEV_TYPES]    # done without an error
     uint64_t blocks[BDEV_TYPES]
-    uint64_t failed
+    uint64_t ticks[BDEV_TYPES]  # from the submit to the end, of all of them
+    uint64_t errors[BDEV_ERRORS]
+
+cdef struct bdev_stats_t:
+    # Written by the channel's reactor, read relaxed by others.
+    bdev_counters_t counters
+    uint64_t settled[BDEV_TYPES]        # ops whose time is in the counters
+    uint64_t ticks_min[BDEV_TYPES]      # UINT64_MAX: none
+    uint64_t ticks_max[BDEV_TYPES]
+    histogram_t *histogram      # of times; NULL: none is kept
+    uint32_t histogram_types    # bit per BDEV_ type that is counted in it
 
 cdef struct bdev_channel_t:
     bdev_t *bdev
@@ -75,11 +94,15 @@ cdef struct bdev_channel_t:
 
 
 cdef int bdev_submit_traced(bdev_channel_t *channel, bdev_io_t *io) noexcept nogil
-cdef void bdev_trace_done(bdev_io_t *io, int rc) noexcept nogil
+cdef void bdev_count_error(bdev_channel_t *channel, int rc) noexcept nogil
+cdef void bdev_io_done(bdev_io_t *io, int rc, uint64_t now) noexcept nogil
+cdef void bdev_settle(bdev_channel_t *channel, uint64_t start, uint64_t now) noexcept nogil
 
 
 cdef inline int bdev_submit(bdev_channel_t *channel, bdev_io_t *io) noexcept nogil:
     """Start one request: 1 done, 0 io.done comes later, -errno failed (see the module head).
+
+    io.start is set.  Who wants the time of what is done at once to be counted calls bdev_settle.
 
     -EOPNOTSUPP: not a type of this bdev.  -EROFS: it is open for reading only.  -EINVAL: the blocks
     are not inside the bdev.  -ENODEV: the bdev is being deleted.
@@ -95,8 +118,6 @@ cdef inline int bdev_submit(bdev_channel_t *channel, bdev_io_t *io) noexcept nog
     if load_relaxed_u32(&bdev.removed):
         return -ENODEV
     io.channel = channel
-    channel.stats.requests[io.type] += 1
-    channel.stats.blocks[io.type] += io.num_blocks
     store_relaxed_u32(&channel.inflight, channel.inflight + 1)
     if unlikely(trace_any(TRACE_BDEV)):
         rc = bdev_submit_traced(channel, io)
@@ -105,26 +126,27 @@ cdef inline int bdev_submit(bdev_channel_t *channel, bdev_io_t *io) noexcept nog
     if rc == 0:
         return 0
     store_relaxed_u32(&channel.inflight, channel.inflight - 1)
-    if rc < 0:
-        channel.stats.failed += 1
-    return rc
+    if unlikely(rc < 0):
+        bdev_count_error(channel, rc)
+        return rc
+    counted(&channel.stats.counters.ops[io.type], 1)
+    counted(&channel.stats.counters.blocks[io.type], io.num_blocks)
+    return 1
 
 
-cdef inline void bdev_io_done(bdev_io_t *io, int rc) noexcept nogil:
-    """Called by a module, on the channel's reactor, when a request that it took (0) is done."""
-    cdef bdev_channel_t *channel = io.channel
-    dcheck(channel.inflight > 0)
-    if rc < 0:
-        channel.stats.failed += 1
-    if unlikely(trace_any(TRACE_BDEV)):
-        bdev_trace_done(io, rc)
-    # Release, with the acquire in Channel.inflight: who sees 0 there may free the channel.
-    store_release_u32(&channel.inflight, channel.inflight - 1)
-    io.done(io, rc)
-
+cdef class Totals:
+    cdef bdev_stats_t s
+    cdef void add(self, bdev_stats_t *stats) noexcept
+    cdef dict since(self, Totals base, str reset)
 
 cdef class Bdev:
     cdef bdev_t *b                      # owned; 64-aligned
+    cdef readonly set channels          # that are open
+    cdef Totals gone                    # of the channels that have been closed
+    cdef Histogram histogram_gone       # likewise; None: no histogram is kept
+    cdef uint32_t histogram_types
+    cdef object histogram_lock          # asyncio.Lock of who turns it on and off
+    cdef Totals base                    # what is not told since the last reset
     cdef readonly str name
     cdef readonly str product_name      # "Malloc disk"
     cdef readonly str uuid
@@ -134,9 +156,15 @@ cdef class Bdev:
     cdef int setup(self, uint64_t num_blocks, uint32_t block_size, uint32_t types,
                    bdev_submit_fn submit) except -1
     cdef Channel channel_new(self, uint32_t lcore, void *ctx, bint writable)
-    cdef int check_idle(self, Channel channel) except -1
+    cdef int retire(self, Channel channel) except -1
+    cdef int retire_histogram(self, Histogram histogram) except -1
+    cdef Totals counted_so_far(self)
 
 cdef class Channel:
     cdef bdev_channel_t *c              # owned; 64-aligned
     cdef readonly Bdev bdev             # kept alive: c.bdev points into it
     cdef object station                 # the module's own for this reactor, what c.ctx points into
+    cdef public object thread_id        # of the light thread that uses it; 0: none has said so
+    cdef Totals base                    # what is not told since the last reset
+    cdef Histogram histogram            # kept alive: c.stats.histogram is its; None: there is none
+    cdef Totals counted_so_far(self)

@@ -1,22 +1,34 @@
 """The block device layer: bdevs and channels as the control thread holds them."""
+import asyncio
 import uuid as uuid_module
 
-from libc.stdint cimport uint32_t, uint64_t
+from cython cimport unlikely
+from libc.errno cimport ENOMEM
+from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 from vhostrt.base.atomics cimport (load_acquire_u32, load_relaxed_u32, load_relaxed_u64,
-                                   store_relaxed_u32)
+                                   store_relaxed_u32, store_relaxed_u64, store_release_u32)
+from vhostrt.base.check cimport dcheck
+from vhostrt.base.histogram cimport Histogram, counted, histogram_index, histogram_t
+from vhostrt.event.control cimport call_on, call_t
 from vhostrt.event.trace cimport TRACE_BDEV, TRACE_POINTS, trace, trace_on, trace_text
 
+from vhostrt.base.histogram import TICKS_MAX
 from vhostrt.event import trace as tracing
+
+cdef extern from "<errno.h>" nogil:
+    int ECANCELED
 
 cdef extern from "<stdlib.h>" nogil:
     void *aligned_alloc(size_t align, size_t size)
 
 cdef enum:
     CACHE_LINE = 64
+    COUNTERS = 3 * BDEV_TYPES + BDEV_ERRORS             # words of bdev_counters_t
 
 TYPE_NAMES = ("read", "write", "flush", "unmap", "write_zeroes", "reset")
+ERROR_NAMES = ("nomem", "aborted", "failed")            # in the order of BDEV_NOMEM ...
 
 cdef enum:
     IO_START = TRACE_BDEV * TRACE_POINTS
@@ -53,8 +65,151 @@ cdef int bdev_submit_traced(bdev_channel_t *channel, bdev_io_t *io) noexcept nog
     return rc
 
 
-cdef void bdev_trace_done(bdev_io_t *io, int rc) noexcept nogil:
-    trace(IO_DONE, io, 0, <uint64_t>rc, <uint64_t>io.channel)
+# Statistics, on the reactor
+
+cdef void bdev_count_error(bdev_channel_t *channel, int rc) noexcept nogil:
+    """Count a request that failed with -errno."""
+    cdef uint32_t cause = BDEV_FAILED
+    if rc == -ENOMEM:
+        cause = BDEV_NOMEM
+    elif rc == -ECANCELED:
+        cause = BDEV_ABORTED
+    counted(&channel.stats.counters.errors[cause], 1)
+
+
+cdef inline void count_time(bdev_stats_t *stats, uint32_t type, uint64_t took,
+                            uint64_t n) noexcept nogil:
+    """Count n requests of one type that took so long each."""
+    counted(&stats.counters.ticks[type], took * n)
+    if took < stats.ticks_min[type]:
+        store_relaxed_u64(&stats.ticks_min[type], took)
+    if took > stats.ticks_max[type]:
+        store_relaxed_u64(&stats.ticks_max[type], took)
+    if unlikely(stats.histogram is not NULL and stats.histogram_types >> type & 1):
+        counted(&stats.histogram.bucket[histogram_index(stats.histogram, took)], n)
+
+
+cdef void bdev_settle(bdev_channel_t *channel, uint64_t start, uint64_t now) noexcept nogil:
+    """Count the time, from ticks `start` to `now`, of the requests that bdev_submit did at once in
+    between: an equal share for each, as nobody looked at the clock between them."""
+    cdef bdev_stats_t *stats = &channel.stats
+    cdef uint64_t n[BDEV_TYPES]
+    cdef uint64_t total = 0
+    cdef uint64_t share = now - start if now > start else 0     # clocks of two CPUs may differ
+    cdef uint32_t i
+    for i in range(<uint32_t>BDEV_TYPES):
+        n[i] = stats.counters.ops[i] - stats.settled[i]
+        total += n[i]
+    if total == 0:
+        return
+    if total > 1:                       # a division takes as long as the rest of this
+        share //= total
+    for i in range(<uint32_t>BDEV_TYPES):
+        if n[i]:
+            stats.settled[i] += n[i]
+            count_time(stats, i, share, n[i])
+
+
+cdef void bdev_io_done(bdev_io_t *io, int rc, uint64_t now) noexcept nogil:
+    """Called by a module, on the channel's reactor, when a request that it took (0) is done.
+
+    now: ticks; one look at the clock does for all that one poll finds done.
+    """
+    cdef bdev_channel_t *channel = io.channel
+    cdef bdev_stats_t *stats = &channel.stats
+    dcheck(channel.inflight > 0)
+    io.took = now - io.start if now > io.start else 0
+    if unlikely(rc < 0):
+        bdev_count_error(channel, rc)
+    else:
+        counted(&stats.counters.ops[io.type], 1)
+        counted(&stats.counters.blocks[io.type], io.num_blocks)
+        stats.settled[io.type] += 1
+        count_time(stats, io.type, io.took, 1)
+    if unlikely(trace_any(TRACE_BDEV)):
+        trace(IO_DONE, io, 0, <uint64_t>rc, <uint64_t>channel)
+    # Release, with the acquire in Channel.inflight: who sees 0 there may free the channel.
+    store_release_u32(&channel.inflight, channel.inflight - 1)
+    io.done(io, rc)
+
+
+cdef void extremes_clear(bdev_stats_t *stats) noexcept nogil:
+    cdef uint32_t i
+    for i in range(<uint32_t>BDEV_TYPES):
+        store_relaxed_u64(&stats.ticks_min[i], UINT64_MAX)
+        store_relaxed_u64(&stats.ticks_max[i], 0)
+
+
+cdef int clear_call(call_t *call) noexcept nogil:
+    extremes_clear(&(<bdev_channel_t *>call.arg).stats)
+    return 0
+
+
+cdef struct keep_t:
+    # What a histogram_call brings; the control thread's again after the answer.
+    bdev_channel_t *channel
+    histogram_t *histogram      # NULL: none is kept
+    uint32_t types
+
+
+cdef int histogram_call(call_t *call) noexcept nogil:
+    cdef keep_t *keep = <keep_t *>call.arg
+    keep.channel.stats.histogram_types = keep.types
+    keep.channel.stats.histogram = keep.histogram
+    return 0
+
+
+# On the control thread
+
+cdef class Totals:
+    """Sums of what channels have counted, and the extremes of their times."""
+
+    def __cinit__(self):
+        memset(&self.s, 0, sizeof(bdev_stats_t))
+        extremes_clear(&self.s)
+
+    cdef void add(self, bdev_stats_t *stats) noexcept:
+        """Add what is counted, and take the extremes along."""
+        cdef uint64_t *to = <uint64_t *>&self.s.counters
+        cdef uint64_t *of = <uint64_t *>&stats.counters
+        cdef uint32_t i
+        for i in range(<uint32_t>COUNTERS):
+            to[i] += load_relaxed_u64(&of[i])
+        for i in range(<uint32_t>BDEV_TYPES):
+            self.s.ticks_min[i] = min(self.s.ticks_min[i], load_relaxed_u64(&stats.ticks_min[i]))
+            self.s.ticks_max[i] = max(self.s.ticks_max[i], load_relaxed_u64(&stats.ticks_max[i]))
+
+    cdef dict since(self, Totals base, str reset):
+        """Return what was counted since the last reset; and with `reset` begin anew: with "all" the
+        counters, with "error" those of errors."""
+        cdef Totals told = Totals()
+        cdef uint64_t *to = <uint64_t *>&told.s.counters
+        cdef uint64_t *of = <uint64_t *>&base.s.counters
+        cdef uint32_t i
+        told.add(&self.s)
+        for i in range(<uint32_t>COUNTERS):
+            to[i] -= of[i]
+        if reset == "all":
+            base.s.counters = self.s.counters
+        elif reset == "error":
+            base.s.counters.errors = self.s.counters.errors
+        return told.describe()
+
+    def describe(self) -> dict:
+        """Return {type name: {"ops", "blocks", "ticks", "ticks_min", "ticks_max"}} and, under
+        "errors", {cause: count}.  The extremes are 0 when there were none."""
+        cdef uint32_t i
+        cdef bdev_stats_t *s = &self.s
+        told = {}
+        for i, name in enumerate(TYPE_NAMES):
+            least = s.ticks_min[i]
+            told[name] = {"ops": s.counters.ops[i], "blocks": s.counters.blocks[i],
+                          "ticks": s.counters.ticks[i],
+                          "ticks_min": 0 if least == UINT64_MAX else least,
+                          "ticks_max": s.ticks_max[i]}
+        told["errors"] = {name: s.counters.errors[<uint32_t>i]
+                          for i, name in enumerate(ERROR_NAMES)}
+        return told
 
 
 cdef class Bdev:
@@ -80,6 +235,10 @@ cdef class Bdev:
             raise ValueError(f"uuid {uuid!r} is not a UUID") from None
         self.driver_specific = {}
         self.hints = {}
+        self.channels = set()
+        self.gone = Totals()
+        self.base = Totals()
+        self.histogram_lock = asyncio.Lock()
 
     def __dealloc__(self):
         free(self.b)
@@ -108,6 +267,11 @@ cdef class Bdev:
         channel.c.types = self.b.types
         if self.b.read_only or not writable:
             channel.c.types &= ~<uint32_t>BDEV_MODIFYING
+        if self.histogram_gone is not None:
+            channel.histogram = self.histogram_gone.alike()
+            channel.c.stats.histogram = channel.histogram.h
+            channel.c.stats.histogram_types = self.histogram_types
+        self.channels.add(channel)
         if trace_on(IOCH_CREATE):
             trace(IOCH_CREATE, channel.c, 0, trace_text(self.name.encode()), lcore)
         return channel
@@ -118,14 +282,111 @@ cdef class Bdev:
 
     async def close_channel(self, Channel channel not None):
         """Give a channel back, once.  No request may be in flight on it."""
-        self.check_idle(channel)
+        self.retire(channel)
 
-    cdef int check_idle(self, Channel channel) except -1:
-        if channel.bdev is not self:
-            raise ValueError(f"the channel is not one of bdev {self.name}")
+    cdef int retire(self, Channel channel) except -1:
+        """Keep what the channel has counted.  The reactor does not use it any more."""
+        if channel not in self.channels:
+            raise ValueError(f"the channel is not one of bdev {self.name} that is open")
         if channel.inflight:
             raise RuntimeError(f"bdev {self.name}: {channel.inflight} requests are in flight")
+        self.channels.remove(channel)
+        self.gone.add(&channel.c.stats)
+        self.retire_histogram(channel.histogram)
         return 0
+
+    cdef int retire_histogram(self, Histogram histogram) except -1:
+        if (self.histogram_gone is not None and histogram is not None
+                and self.histogram_gone.is_like(histogram)):
+            self.histogram_gone.add(histogram)
+        return 0
+
+    cdef Totals counted_so_far(self):
+        """Sum up what its channels have counted since it was made."""
+        cdef Totals totals = Totals()
+        cdef Channel channel
+        totals.add(&self.gone.s)
+        for channel in self.channels:
+            totals.add(&channel.c.stats)
+        return totals
+
+    def totals(self) -> dict:
+        """Return what its channels have counted since it was made; see Totals.describe.  It never
+        becomes less."""
+        return self.counted_so_far().describe()
+
+    def inflight(self) -> int:
+        """Return how many requests are under way."""
+        return sum(channel.inflight for channel in self.channels)
+
+    async def iostat(self, str reset="none", bint per_channel=False):
+        """Return what was counted since the last reset, as totals does; or a list of (channel,
+        that) of the open channels.
+
+        reset: "none", or what begins anew behind it: "all", "error" (counters of errors), "maxmin"
+        (extremes of times).
+        """
+        cdef Channel channel
+        if per_channel:
+            told = [(channel, channel.since(reset)) for channel in self.channels]
+        else:
+            told = self.counted_so_far().since(self.base, reset)
+        if reset in ("all", "maxmin"):
+            if not per_channel:
+                extremes_clear(&self.gone.s)
+            for channel in tuple(self.channels):
+                await call_on(channel.c.lcore, clear_call, channel.c, channel)
+        return told
+
+    async def keep_histogram(self, types, granularity=7, least=0, most=TICKS_MAX):
+        """Keep a histogram of the times of requests from now on, or with no types none.
+
+        types: names of TYPE_NAMES; the rest as Histogram takes it.  What there is goes on when
+        nothing changes; else all counts are 0 at first.  ValueError names what cannot be.
+        """
+        cdef uint32_t mask = 0
+        cdef Channel channel
+        cdef Histogram empty = Histogram(granularity, least, most) if types else None
+        for name in types:
+            mask |= 1 << <uint32_t>TYPE_NAMES.index(name)
+        async with self.histogram_lock:
+            if (mask and self.histogram_gone is not None and mask == self.histogram_types
+                    and empty.is_like(self.histogram_gone)):
+                return
+            # Channels that are opened from here on keep one by themselves.
+            self.histogram_gone, self.histogram_types = empty, mask
+            try:
+                for channel in tuple(self.channels):
+                    await self.switch_histogram(channel)
+            except BaseException:
+                self.histogram_types = 0        # what some have is not what was asked for
+                raise
+
+    async def switch_histogram(self, Channel channel not None):
+        """Have the reactor of a channel count in a new histogram, or in none."""
+        cdef Keep keep = Keep.__new__(Keep)
+        keep.c.channel = channel.c
+        keep.c.types = self.histogram_types
+        if self.histogram_gone is not None:
+            keep.histogram = self.histogram_gone.alike()
+            keep.c.histogram = keep.histogram.h
+        await call_on(channel.c.lcore, histogram_call, &keep.c, (channel, keep))
+        channel.histogram = keep.histogram
+        if channel not in self.channels:        # it has been closed meanwhile
+            self.retire_histogram(keep.histogram)
+
+    def histogram(self):
+        """Return a Histogram of the times so far, or None when none is kept."""
+        cdef Histogram found
+        cdef Channel channel
+        if self.histogram_gone is None:
+            return None
+        found = self.histogram_gone.alike()
+        found.add(self.histogram_gone)
+        for channel in self.channels:
+            if channel.histogram is not None and found.is_like(channel.histogram):
+                found.add(channel.histogram)
+        return found
 
     async def close(self):
         """Free what the bdev holds.  Every channel has been closed before."""
@@ -162,11 +423,20 @@ cdef class Bdev:
         return frozenset(n for i, n in enumerate(TYPE_NAMES) if self.b.types >> i & 1)
 
 
+cdef class Keep:
+    """The C side of a histogram_call, and what it points to; alive until its answer."""
+    cdef keep_t c
+    cdef Histogram histogram
+
+
 cdef class Channel:
     """A way to one bdev for one reactor.  Made by Bdev.open_channel, ended by close_channel."""
 
     def __cinit__(self):
         self.c = <bdev_channel_t *>zalloc_lines(sizeof(bdev_channel_t))
+        extremes_clear(&self.c.stats)
+        self.thread_id = 0
+        self.base = Totals()
 
     def __dealloc__(self):
         if self.c is not NULL:
@@ -187,11 +457,15 @@ cdef class Channel:
         """Requests submitted and not done; exact only when the reactor is not submitting."""
         return load_acquire_u32(&self.c.inflight)
 
+    cdef Totals counted_so_far(self):
+        cdef Totals totals = Totals()
+        totals.add(&self.c.stats)
+        return totals
+
     def stats(self) -> dict:
-        """Return {type: (requests, blocks)} and "failed", counted since the channel was opened."""
-        cdef int i
-        out = {name: (load_relaxed_u64(&self.c.stats.requests[i]),
-                      load_relaxed_u64(&self.c.stats.blocks[i]))
-               for i, name in enumerate(TYPE_NAMES)}
-        out["failed"] = load_relaxed_u64(&self.c.stats.failed)
-        return out
+        """Return what was counted since the channel was opened; see Totals.describe."""
+        return self.counted_so_far().describe()
+
+    def since(self, str reset) -> dict:
+        """Return what was counted since the last reset; see Bdev.iostat."""
+        return self.counted_so_far().since(self.base, reset)

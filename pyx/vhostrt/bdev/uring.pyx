@@ -16,6 +16,7 @@ from libc.stdlib cimport free
 from vhostrt.base.atomics cimport load_relaxed_u32, store_relaxed_u32
 from vhostrt.base.check cimport dcheck
 from vhostrt.base.errors cimport ok
+from vhostrt.base.ticks cimport ticks_now
 from vhostrt.bdev.core cimport (BDEV_FLUSH, BDEV_READ, BDEV_UNMAP, BDEV_WRITE_ZEROES, Channel,
                                 bdev_channel_t, bdev_io_done, bdev_io_t, iovec)
 from vhostrt.bdev.station cimport Station, station_alloc, station_t
@@ -241,6 +242,7 @@ cdef int uring_poll(void *arg) noexcept nogil:
     cdef bdev_io_t *ios[REAP]
     cdef int res[REAP]
     cdef unsigned i, n
+    cdef uint64_t now
     cdef int rc
     if u.entries == 0:
         return 0
@@ -254,13 +256,14 @@ cdef int uring_poll(void *arg) noexcept nogil:
     io_uring_cq_advance(&u.ring, n)
     dcheck(n <= u.entries)
     u.entries -= n
+    now = ticks_now() if n else 0
     for i in range(n):
         rc = uring_result(ios[i], res[i])
         if rc == MORE:
             uring_queue(u, ios[i])
             continue
         u.station.inflight -= 1
-        bdev_io_done(ios[i], rc)        # may submit again
+        bdev_io_done(ios[i], rc, now)   # may submit again
     uring_fill(u)
     return n
 
@@ -348,6 +351,6 @@ cdef class UringBdev(FileBdev):
 
     async def close_channel(self, Channel channel not None):
         """Give a channel back, once.  No request may be in flight on it."""
-        self.check_idle(channel)
+        self.retire(channel)
         station, channel.station = channel.station, None
         await leave(g_stations, station)

@@ -7,11 +7,12 @@ Fails:    a ring that a driver spoilt is marked broken, signalled and told to th
 """
 from cython cimport unlikely
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from vhostrt.base.atomics cimport load_relaxed_u32, store_relaxed_u32, store_relaxed_u64
+from vhostrt.base.atomics cimport load_relaxed_u32, store_relaxed_u32
 from vhostrt.bdev.core cimport Channel, bdev_channel_t, bdev_io_t, iovec
 from vhostrt.event.control cimport call_t, control_node_t
 from vhostrt.event.reactor cimport deferred_t, poller_t, reactor_defer, reactor_t
 from vhostrt.event.thread cimport Thread
+from vhostrt.vhost.queue_stats cimport Kicks, QueueStats, queue_stats_t
 from vhostrt.vhost.view cimport View
 from vhostrt.virtio.chain cimport chain_t
 from vhostrt.virtio.regions cimport regions_t
@@ -40,24 +41,14 @@ cdef struct request_t:
     uint8_t *status             # where the answer goes, in guest memory
     iovec *big                  # taken from the queue's for a long chain, else NULL
     request_t *next             # in the free list
+    uint64_t since              # ticks, when the bdev took it; 0: it has none.  Read relaxed
     uint32_t written            # bytes that the device writes, the status not counted
     uint16_t head
+    uint8_t lane                # LANE_..., of its time
     iovec iovs[REQUEST_IOVS]
 
 cdef struct big_iovs_t:
     big_iovs_t *next            # in the free list; the iovs lie in the same memory
-
-cdef struct queue_stats_t:      # written by the reactor, read relaxed by others
-    uint64_t requests
-    uint64_t reads
-    uint64_t writes
-    uint64_t flushes
-    uint64_t others
-    uint64_t bytes_read
-    uint64_t bytes_written
-    uint64_t errors
-    uint64_t unsupported
-    uint64_t calls              # interrupts sent
 
 cdef struct queue_t:
     split_t ring
@@ -74,7 +65,9 @@ cdef struct queue_t:
     int call_fd                 # -1: the driver polls
     int err_fd
     int kick_fd
-    queue_stats_t stats
+    queue_stats_t *stats
+    uint64_t polled             # ticks, when the last poll that found requests began
+    uint64_t answered           # by it, at once: 16 bits for each lane
     # Seldom used.
     big_iovs_t *big_free
     uint32_t chain_limit        # iovs and steps of one chain
@@ -91,11 +84,6 @@ cdef void queue_publish(queue_t *q) noexcept nogil
 cdef void lease_returned(queue_t *q, lease_t *lease) noexcept nogil
 cdef int queue_read_long(queue_t *q, chain_t *c, request_t *request, uint16_t head) noexcept nogil
 cdef void request_return_big(queue_t *q, request_t *request) noexcept nogil
-
-
-cdef inline void counted(uint64_t *counter, uint64_t n) noexcept nogil:
-    """Add to a counter of queue_stats_t."""
-    store_relaxed_u64(counter, counter[0] + n)
 
 
 cdef inline void request_free(queue_t *q, request_t *request) noexcept nogil:
@@ -128,6 +116,8 @@ cdef class Queue:
     cdef readonly Thread thread
     cdef readonly Channel channel       # kept alive while q.channel points into it
     cdef readonly View view
+    cdef readonly QueueStats counters   # kept alive: q.stats is its
+    cdef Kicks kicks
     cdef readonly int index             # of the ring in its session
     cdef object on_broken               # called with the queue and an errno
     cdef object stopped                 # the answer of stop, once it is asked for; else None

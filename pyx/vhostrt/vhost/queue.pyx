@@ -11,15 +11,16 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from posix.unistd cimport write
-from vhostrt.base.atomics cimport load_relaxed_u64
 from vhostrt.base.check cimport check
 from vhostrt.base.errors cimport ok
+from vhostrt.base.histogram cimport counted
 from vhostrt.bdev.core cimport Channel, bdev_channel_t, iovec
 from vhostrt.event.control cimport CALL_PENDING, call_done, call_on, call_t, control_post
 from vhostrt.event.poller cimport poller_register, poller_unregister
 from vhostrt.event.reactor cimport thread_attach, thread_t
 from vhostrt.event.watch cimport poller_set_fd
 from vhostrt.vhost.queue_move cimport move_call, move_t, queue_leave, stay_call
+from vhostrt.vhost.queue_stats cimport Kicks, QueueStats, oldest, us_since
 from vhostrt.virtio.blk cimport BLK_SECTOR_SHIFT
 from vhostrt.virtio.chain cimport CHAIN_MIN_LIMIT, chain_read, chain_t
 from vhostrt.virtio.split cimport (split_kicks_off, split_kicks_on, split_publish, vring_avail,
@@ -32,6 +33,7 @@ cdef enum:
     BIG_BYTES_MAX = 4 << 20             # of iovs for long chains, of one queue ...
     BIG_COUNT_MAX = 64                  # ... and how many chains they are for
     SIZE_MAX_SPLIT = 32768              # virtio 1.4, 2.7
+    REQUEST_BYTES = (sizeof(request_t) + 63) & ~63      # of a slot, in whole cache lines
 
 cdef enum:
     FD_KICK = 0
@@ -56,7 +58,7 @@ cdef bint signal_fd(int fd) noexcept nogil:
 
 cdef void queue_call(queue_t *q) noexcept nogil:
     """Interrupt the driver."""
-    counted(&q.stats.calls, 1)
+    counted(&q.stats.counters.calls, 1)
     if not signal_fd(q.call_fd):
         queue_break(q, -ETIMEDOUT)      # and so it is not called again
 
@@ -294,7 +296,6 @@ cdef class Queue:
 
     def __cinit__(self, int index, uint32_t size, Thread thread not None, on_broken, *args):
         cdef uint32_t i
-        cdef size_t stride
         cdef request_t *request
         if size == 0 or size > SIZE_MAX_SPLIT or size & (size - 1):
             raise ValueError(f"ring size {size} must be a power of two up to {SIZE_MAX_SPLIT}")
@@ -308,13 +309,15 @@ cdef class Queue:
         self.index = index
         self.thread = thread
         self.on_broken = on_broken
-        stride = (sizeof(request_t) + 63) & ~<size_t>63
-        self.requests = aligned_alloc(64, stride * size)
+        self.counters = QueueStats()
+        self.kicks = Kicks(self.counters)
+        self.q.stats = self.counters.s
+        self.requests = aligned_alloc(64, REQUEST_BYTES * size)
         if self.requests is NULL:
             raise MemoryError
-        memset(self.requests, 0, stride * size)
+        memset(self.requests, 0, REQUEST_BYTES * size)
         for i in range(size, 0, -1):
-            request = <request_t *>(<char *>self.requests + stride * (i - 1))
+            request = <request_t *>(<char *>self.requests + REQUEST_BYTES * (i - 1))
             request.queue = self.q
             request.next = self.q.free
             self.q.free = request
@@ -405,6 +408,7 @@ cdef class Queue:
             lease_drop(q.lease)
             q.lease = NULL
             raise
+        self.kicks.take(fds["kick"])
         self.view = view
         self.show_channel(channel)
         self.running = True
@@ -426,6 +430,7 @@ cdef class Queue:
         next_avail = await asyncio.shield(self.stopped)
         await self.thread.exit()
         if self.running:
+            self.kicks.look()
             self.running = False
             self.show_channel(None)
             self.view = None
@@ -465,7 +470,10 @@ cdef class Queue:
         cdef Change change = Change.new(self, set_fd_call)
         change.c.kind = FD_KINDS.index(kind)
         change.c.fd = fd
-        return await self.change(change)
+        old = await self.change(change)
+        if kind == "kick":
+            self.kicks.take(fd)
+        return old
 
     async def set_channel(self, Channel channel):
         """Use another channel, or None: requests fail from now on.  Those in flight end first
@@ -485,6 +493,7 @@ cdef class Queue:
             self.thread.let_go(self.channel.name, <uintptr_t>self.channel.c)
         self.channel = channel
         if channel is not None:
+            channel.thread_id = self.thread.id
             self.thread.hold(channel.name, <uintptr_t>channel.c)
 
     async def move(self, int lcore, Channel channel, timeout=MOVE_S):
@@ -540,17 +549,18 @@ cdef class Queue:
         """Requests popped and not given back."""
         return load_relaxed_u32(&self.q.inflight)
 
-    def stats(self) -> dict:
-        """Return the counters of the queue since it was started."""
-        cdef queue_stats_t *s = &self.q.stats
-        return {"requests": load_relaxed_u64(&s.requests), "reads": load_relaxed_u64(&s.reads),
-                "writes": load_relaxed_u64(&s.writes), "flushes": load_relaxed_u64(&s.flushes),
-                "others": load_relaxed_u64(&s.others),
-                "bytes_read": load_relaxed_u64(&s.bytes_read),
-                "bytes_written": load_relaxed_u64(&s.bytes_written),
-                "errors": load_relaxed_u64(&s.errors),
-                "unsupported": load_relaxed_u64(&s.unsupported),
-                "calls": load_relaxed_u64(&s.calls)}
+    @property
+    def oldest_us(self) -> int:
+        """Microseconds since the oldest request in flight was taken from the ring; 0: none is."""
+        cdef uint64_t since = 0
+        if self.inflight:
+            since = oldest(&(<request_t *>self.requests).since, REQUEST_BYTES, self.q.ring.size)
+        return us_since(since) if since else 0
+
+    def stats(self) -> QueueStats:
+        """Return what the queue has counted since it was made, and goes on to count in."""
+        self.kicks.look()
+        return self.counters
 
 
 cdef class Move:

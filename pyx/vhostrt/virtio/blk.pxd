@@ -10,6 +10,8 @@ cdef enum:
     BLK_T_OUT = 1
     BLK_T_FLUSH = 4
     BLK_T_GET_ID = 8
+    BLK_T_DISCARD = 11
+    BLK_T_WRITE_ZEROES = 13
     BLK_S_OK = 0
     BLK_S_IOERR = 1
     BLK_S_UNSUPP = 2
