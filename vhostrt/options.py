@@ -59,7 +59,9 @@ class RuntimeOptions:
     # Configuration and RPC
     config: str | None = None                       # path; JSON or INI
     ignore_init_errors: bool = False                # go on after failing entries of a JSON file
-    rpc_addr: str | None = None                     # path of a unix socket, host[:port]; or none
+    rpc_addr: tuple[str, ...] = ()                  # paths of unix sockets, host[:port]; or none
+    rpc_socket_mode: int = 0o600                    # permissions of the unix sockets
+    rpc_socket_owner: tuple[int, int] = (-1, -1)    # user and group; -1: the process's own
     rpc_server: bool = True
     wait_for_rpc: bool = False
     rpcs_allowed: tuple[str, ...] | None = None     # method names; None: all
@@ -80,7 +82,6 @@ class Options(RuntimeOptions):
     """What the program was asked to do."""
 
     show: str = ""                  # "help", "version" or "eal-help": print that and leave
-    rpc_addr: str | None = RPC_ADDR
     # Process
     pid_file: str | None = None
     lock_file: str | None = None
@@ -198,7 +199,12 @@ TABLE = (
     Option("--vfio-vf-token", "UUID", "vfio_vf_token", values.read_uuid,
            "token of a virtual function"),
     Option("-r --rpc-socket", "ADDR", "rpc_addr", values.read_rpc_address,
-           f"RPC address: a socket's path, or host[:port] (default: {RPC_ADDR})"),
+           f"RPC address: a socket's path, or host[:port]; repeatable (default: {RPC_ADDR})",
+           many=True),
+    Option("--rpc-socket-mode", "MODE", "rpc_socket_mode", values.read_mode,
+           "permissions of the RPC sockets, octal (default: 0600)"),
+    Option("--rpc-socket-owner", "OWNER", "rpc_socket_owner", values.read_owner,
+           "whose the RPC sockets are: user, user:group or :group (default: the process's own)"),
     Option("--no-rpc-server", "", "rpc_server", False, "start no RPC server"),
     Option("--wait-for-rpc", "", "wait_for_rpc", True,
            "start the subsystems only on framework_start_init"),
@@ -249,6 +255,8 @@ def check_together(options: RuntimeOptions) -> None:
         (options.max_delay_us and options.idle not in (None, "sleep", "interrupt"),
          "option --max-delay-us belongs to --idle sleep and interrupt, not to --idle "
          f"{options.idle}"),
+        (len(set(options.rpc_addr)) < len(options.rpc_addr), "option -r names an address twice: "
+         f"{', '.join(options.rpc_addr)}"),
         (options.no_huge and options.mem_size is None, "option --no-huge needs -s"),
         (options.no_huge and (options.single_file_segments or options.huge_unlink
                               or options.huge_dir or options.mem_file_dir or options.mem_files),
@@ -288,6 +296,7 @@ def parse_args(words: list[str]) -> Options:
         apply(options, name, option, text)
         if options.show:
             return options
+    options.rpc_addr = options.rpc_addr or (RPC_ADDR,)
     check_together(options)
     try:
         check_environment(options)

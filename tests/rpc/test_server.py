@@ -318,6 +318,16 @@ def test_closing_lets_a_running_request_end(address):
     assert "cancelled never" in server.events
 
 
+def test_closing_does_not_wait_for_those_who_only_wait(address):
+    server = RunningServer(address)
+    with Client(address) as client:
+        client.send(request("wait_gate", {"gate": "w"}))
+        server.wait_for(lambda: server.events == ["enter w"])
+        server.close(grace_s=1000)      # more than the test may take
+        assert client.at_end()
+    assert server.events == ["enter w", "cancelled w"]
+
+
 def test_the_socket_has_its_mode_and_goes_at_the_end(address):
     with RunningServer(address, mode=0o620):
         assert os.stat(address).st_mode & 0o777 == 0o620

@@ -2,11 +2,11 @@
 from collections.abc import Iterable
 from importlib import import_module
 
-from vhostrt.rpc import core_locks, framework, log, scheduler, thread, trace
+from vhostrt.rpc import core_locks, env, framework, log, notify, scheduler, thread, trace
 from vhostrt.rpc.method import METHODS, Method
 from vhostrt.subsystem import Subsystem
 
-MODULES = (framework, log, core_locks, scheduler, thread, trace)
+MODULES = (framework, env, log, core_locks, notify, scheduler, thread, trace)
 
 
 def table_of(subsystems: Iterable[Subsystem]) -> dict[str, Method]:

@@ -5,7 +5,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 from vhostrt.base.atomics cimport (load_acquire_u32, load_relaxed_u32, load_relaxed_u64,
-                                   store_relaxed_u32)
+                                   store_relaxed_u32, store_relaxed_u64)
 from vhostrt.event.trace cimport TRACE_BDEV, TRACE_POINTS, trace, trace_on, trace_text
 
 from vhostrt.event import trace as tracing
@@ -95,6 +95,14 @@ cdef class Bdev:
         self.b.block_size = block_size
         self.b.types = types
         self.submit = submit
+        return 0
+
+    cdef int set_size(self, uint64_t num_blocks) except -1:
+        """Have another size from the next request on; ValueError when no bdev has it."""
+        if num_blocks == 0 or num_blocks > (<uint64_t>1 << 62) // self.b.block_size:
+            raise ValueError(f"bdev {self.name} cannot have {num_blocks} blocks of "
+                             f"{self.b.block_size} bytes")
+        store_relaxed_u64(&self.b.num_blocks, num_blocks)
         return 0
 
     cdef Channel channel_new(self, uint32_t lcore, void *ctx, bint writable):
