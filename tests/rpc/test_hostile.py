@@ -111,7 +111,7 @@ def test_a_wrong_value_of_each_parameter_is_refused(unharmed, name, field):
     form = about["params"]["properties"][field]
     beside = others(about, field)
     with unharmed.client() as client:
-        @settings(max_examples=25, deadline=None, database=None,
+        @settings(max_examples=15, deadline=None, database=None,
                   suppress_health_check=list(HealthCheck))
         @given(values.filter(lambda value: not fits(form, value)))
         def refused(value):

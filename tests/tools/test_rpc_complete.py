@@ -3,6 +3,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import pexpect
@@ -17,8 +18,8 @@ SHELLS = {
                                          "bind 'set enable-bracketed-paste off'",
                                          "bind 'set completion-query-items 0'",
                                          "bind 'set page-completions off'"]),
-    "zsh": (["-f"], [f"PS1='{PROMPT}'", "autoload -U compinit; compinit -u -D", "unsetopt zle_bracketed"
-                     "_paste 2>/dev/null; true", "LISTMAX=0"]),
+    "zsh": (["-f"], [f"PS1='{PROMPT}'", "autoload -U compinit; compinit -u -D", "setopt no_list_ambiguous",
+                     "LISTMAX=0"]),
 }
 
 
@@ -54,15 +55,22 @@ class Shell:
         self.terminal.expect("set 2up")
         self.terminal.expect(re.escape(PROMPT))
 
-    def tab(self, text, expected):
-        """Type a text and Tab; return what the shell shows until there is what is expected."""
+    def tab(self, text, *expected):
+        """Type a text and Tab; return what the shell shows until all that is expected is there."""
+        shown, end = "", time.monotonic() + 30
         self.terminal.send(text + "\t")
-        self.terminal.expect(expected)
-        shown = self.terminal.before + self.terminal.after
-        self.terminal.sendcontrol("u")
-        self.terminal.sendline("echo dr''op")
-        self.terminal.expect("drop\r")
-        self.terminal.expect(re.escape(PROMPT))
+        try:
+            while not all(each in shown.replace(text, "") for each in expected):
+                assert time.monotonic() < end, shown
+                try:
+                    shown += self.terminal.read_nonblocking(4096, timeout=1)
+                except pexpect.TIMEOUT:
+                    pass
+        finally:
+            self.terminal.sendcontrol("u")
+            self.terminal.sendline("echo dr''op")
+            self.terminal.expect("drop\r")
+            self.terminal.expect(re.escape(PROMPT))
         return shown
 
     def close(self):
@@ -77,27 +85,29 @@ def shell(request, folder):
 
 
 def test_a_method(shell, target):
-    shell.tab(f"vhostrt-rpc -s {target.rpc_path} bdev_malloc_c", "bdev_malloc_create ")
-    shown = shell.tab(f"vhostrt-rpc -s {target.rpc_path} notify_", "notify_wait_notifications")
-    assert "notify_get_types" in shown and "bdev_get_bdevs" not in shown
+    ours = f"vhostrt-rpc -s {target.rpc_path} "
+    shell.tab(ours + "bdev_malloc_c", "reate ")
+    shown = shell.tab(ours + "notify_", "notify_wait_notifications", "notify_get_types")
+    assert "bdev_get_bdevs" not in shown
 
 
 def test_an_option(shell, target):
-    shell.tab(f"vhostrt-rpc -s {target.rpc_path} bdev_malloc_create --num", "--num-blocks ")
-    shown = shell.tab(f"vhostrt-rpc -s {target.rpc_path} bdev_null_create --preferred-u",
-                      "--preferred-unmap-granularity")
-    assert "--preferred-unmap-alignment" in shown and "--num-blocks" not in shown
-    shell.tab("vhostrt-rpc --compl", "--completion ")
+    ours = f"vhostrt-rpc -s {target.rpc_path} "
+    shell.tab(ours + "bdev_malloc_create --num", "-blocks ")
+    shown = shell.tab(ours + "bdev_null_create --preferred-u", "--preferred-unmap-granularity",
+                      "--preferred-unmap-alignment")
+    assert "--num-blocks" not in shown
+    shell.tab("vhostrt-rpc --compl", "etion ")
 
 
 def test_names_of_what_the_target_has(shell, target):
-    shown = shell.tab(f"vhostrt-rpc -s {target.rpc_path} bdev_malloc_delete r", "ram1")
-    assert "ram0" in shown
-    shell.tab(f"vhostrt-rpc -s {target.rpc_path} vhost_delete_controller --ctrlr disk0", "sock ")
-    shown = shell.tab(f"vhostrt-rpc -s {target.rpc_path} log_set_level ", "WARNING")
-    assert "DEBUG" in shown
+    ours = f"vhostrt-rpc -s {target.rpc_path} "
+    shell.tab(ours + "bdev_malloc_delete r", "ram0", "ram1")
+    shell.tab(ours + "vhost_delete_controller --ctrlr disk0", ".sock ")
+    shell.tab(ours + "log_set_level ", "WARNING", "DEBUG")
 
 
 def test_without_a_target(shell, folder):
-    shell.tab(f"vhostrt-rpc -s {folder}/none bdev_malloc_c", "bdev_malloc_create ")
-    shell.tab(f"vhostrt-rpc -s {folder}/none watch --ty", "--type ")
+    ours = f"vhostrt-rpc -s {folder}/none "
+    shell.tab(ours + "bdev_malloc_c", "reate ")
+    shell.tab(ours + "watch --ty", "pe ")

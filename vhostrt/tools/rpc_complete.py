@@ -96,15 +96,21 @@ def parser_for(command: str, words: list[str], target: Target) -> argparse.Argum
             parser = parser_of(command, name, about)
             add_completers(parser, name, about, target)
             parser.prog = name
-            methods.add_parser(name, parents=[parser], add_help=False, conflict_handler="resolve")
+            methods.add_parser(name, parents=[parser], add_help=False, conflict_handler="resolve",
+                               help=first_line(about))
         else:
-            methods.add_parser(name)
+            methods.add_parser(name, help=first_line(about))
     watch = methods.add_parser("watch", parents=[rpc_watch.parser_of(command)], add_help=False,
-                               conflict_handler="resolve")
+                               conflict_handler="resolve", help="Print notifications.")
     for action in watch._actions:
         if action.dest == "types":
             action.completer = lambda **_: target.names("notify_get_types", "")  # type: ignore
     return top
+
+
+def first_line(about: dict[str, Any]) -> str:
+    """Return what zsh shows beside a method."""
+    return about.get("description", "").partition("\n")[0].replace("%", "%%")
 
 
 def add_completers(parser: argparse.ArgumentParser, method: str, about: dict[str, Any],
