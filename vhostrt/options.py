@@ -5,7 +5,7 @@ Fails: UsageError with one sentence that names the option and its value.
 The letters are those of SPDK's vhost v18.04, the long names those of v26.05.
 """
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from vhostrt import log, values
@@ -82,6 +82,7 @@ class Options(RuntimeOptions):
     """What the program was asked to do."""
 
     show: str = ""                  # "help", "version" or "eal-help": print that and leave
+    rpc_addr: tuple[str, ...] = (RPC_ADDR,)
     # Process
     pid_file: str | None = None
     lock_file: str | None = None
@@ -226,6 +227,7 @@ TABLE = (
            "entries of the trace of each core, a power of two; 0: no tracing (default: 32768)"),
 )
 BY_NAME = {name: option for option in TABLE for name in option.names.split()}
+DEFAULTS = {field.name: field.default for field in fields(Options)}
 
 
 def apply(options: Options, name: str, option: Option, text: str) -> None:
@@ -237,7 +239,9 @@ def apply(options: Options, name: str, option: Option, text: str) -> None:
         except ValueError as error:
             raise UsageError(f"option {name}: {error}") from None
     if option.many:
-        value = (*getattr(options, option.field), value)
+        before = getattr(options, option.field)
+        # What is said takes the place of what holds when nothing is said.
+        value = (value,) if before is DEFAULTS[option.field] else (*before, value)
     setattr(options, option.field, value)
     if option.field == "log_flags":
         options.print_level = log.DEBUG
@@ -296,7 +300,6 @@ def parse_args(words: list[str]) -> Options:
         apply(options, name, option, text)
         if options.show:
             return options
-    options.rpc_addr = options.rpc_addr or (RPC_ADDR,)
     check_together(options)
     try:
         check_environment(options)

@@ -244,13 +244,13 @@ def read_mode(text: str) -> int:
     return int(text, 8)
 
 
-def read_user(text: str) -> int:
+def read_user_id(text: str) -> int:
     """Read a user's name or number."""
     import pwd
     return known_id(text, "user", lambda: pwd.getpwnam(text).pw_uid)
 
 
-def read_group(text: str) -> int:
+def read_group_id(text: str) -> int:
     """Read a group's name or number."""
     import grp
     return known_id(text, "group", lambda: grp.getgrnam(text).gr_gid)
@@ -270,4 +270,4 @@ def read_owner(text: str) -> tuple[int, int]:
     user, colon, group = text.partition(":")
     if not (user or group) or colon and not group:
         raise ValueError(f"{shown(text)} is not user, user:group or :group")
-    return read_user(user) if user else -1, read_group(group) if group else -1
+    return read_user_id(user) if user else -1, read_group_id(group) if group else -1

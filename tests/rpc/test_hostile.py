@@ -77,7 +77,7 @@ def error_of(reply):
 
 texts = st.text(max_size=20) | st.text("ab/\0\n\x7f\u20ac", max_size=300)
 scalars = (st.none() | st.booleans() | st.integers(-2**70, 2**70) | st.floats() | texts
-           | st.sampled_from([0, -1, 1, 2**31, 2**32, 2**63, 2**64, 1.5, -0.0, 1e300, "", "0", "x"]))
+           | st.sampled_from([0, -1, 1, 2**31, 2**32, 2**63, 2**64, 1.5, -0.0, 1e300, "", "0"]))
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3)
                       | st.dictionaries(texts, inner, max_size=3), max_leaves=6)
 

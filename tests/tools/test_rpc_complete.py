@@ -18,8 +18,8 @@ SHELLS = {
                                          "bind 'set enable-bracketed-paste off'",
                                          "bind 'set completion-query-items 0'",
                                          "bind 'set page-completions off'"]),
-    "zsh": (["-f"], [f"PS1='{PROMPT}'", "autoload -U compinit; compinit -u -D", "setopt no_list_ambiguous",
-                     "LISTMAX=0"]),
+    "zsh": (["-f"], [f"PS1='{PROMPT}'", "autoload -U compinit; compinit -u -D",
+                     "setopt no_list_ambiguous", "LISTMAX=0"]),
 }
 
 

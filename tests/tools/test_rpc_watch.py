@@ -58,7 +58,8 @@ def next_id(target):
 def test_lines_as_it_happens(target):
     with Watch(target.rpc_path, "--from", str(next_id(target))) as watch:
         make(target, "a")
-        assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}  bdev_register +a", watch.line())
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}  bdev_register +a",
+                            watch.line())
         delete(target, "a")
         assert watch.line().endswith("  a") and watch.process.poll() is None
         watch.process.send_signal(signal.SIGINT)

@@ -11,12 +11,13 @@ from typing import Any
 HEAD = """\
 # RPC methods
 
-Made by `make docs` from what the methods declare; RPC `rpc_get_schema` answers the same as JSON Schema,
-and `vhostrt-rpc METHOD --help` prints it. Names, parameters and results are SPDK's where SPDK has the method.
-[vhostrt-rpc.md](vhostrt-rpc.md) is about the socket, the command and notifications.
+Made by `make docs` from what the methods declare; RPC `rpc_get_schema` answers the same as JSON
+Schema, and `vhostrt-rpc METHOD --help` prints it. Names, parameters and results are SPDK's where
+SPDK has the method. [vhostrt-rpc.md](vhostrt-rpc.md) is about the socket, the command and
+notifications.
 
-A request is a JSON-RPC 2.0 object, `{"jsonrpc": "2.0", "id": 1, "method": NAME, "params": {...}}`; parameters
-are given by name. Errors:
+A request is a JSON-RPC 2.0 object, `{"jsonrpc": "2.0", "id": 1, "method": NAME, "params": {...}}`;
+parameters are given by name. Errors:
 
 | code | meaning |
 | --- | --- |
@@ -26,7 +27,7 @@ are given by name. Errors:
 | -32602 | the parameters are wrong; the message names the one |
 | -32603 | an error of vhostrt's own; the log says more |
 | -1 | not in this state: before, or after, the subsystems are initialised |
-| another, negative | an errno of Linux: -19 there is none of that name, -17 there is one already, -16 in use |
+| another, negative | an errno of Linux: -19 none of that name, -17 there is one already, -16 in use |
 """
 STATES = {("startup",): "Only before the subsystems are initialised (`--wait-for-rpc`).",
           ("runtime",): "", ("startup", "runtime"): "Also before the subsystems are initialised."}

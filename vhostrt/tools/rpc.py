@@ -138,7 +138,8 @@ def top_parser(method: bool = True) -> argparse.ArgumentParser:
     top.add_argument("--completion", action="store_true",
                      help="print what bash or zsh needs to complete this command's words, and exit")
     if method:
-        top.add_argument("method", nargs="?", metavar="METHOD", help="or watch: print notifications")
+        top.add_argument("method", nargs="?", metavar="METHOD",
+                         help="or watch: print notifications")
         top.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return top
 

@@ -127,7 +127,8 @@ def add_completers(parser: argparse.ArgumentParser, method: str, about: dict[str
             action.completer = by_name.get(first)               # type: ignore[attr-defined]
 
 
-def completer_of(method: str, name: str, form: dict[str, Any], target: Target) -> Callable[..., Any]:
+def completer_of(method: str, name: str, form: dict[str, Any],
+                 target: Target) -> Callable[..., Any]:
     """Return what argcomplete calls for the values of one parameter."""
     if choices := choices_of(form):
         return lambda **_: choices

@@ -113,4 +113,5 @@ def cell(value: Any, most: int = CELL_MAX) -> str:
 def grid(rows: Any, heads: Any) -> str:
     """Lay rows out in columns."""
     from tabulate import tabulate
-    return tabulate(rows, heads, tablefmt="simple" if heads else "plain", disable_numparse=not heads)
+    return tabulate(rows, heads, tablefmt="simple" if heads else "plain",
+                    disable_numparse=not heads)

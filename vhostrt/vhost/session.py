@@ -33,8 +33,8 @@ numbers = itertools.count()             # vid: of sessions since the start
 
 notifications.register("vhost_session_connect", "a client has connected; ctx: the session's name")
 notifications.register("vhost_session_disconnect",
-                       "a client has gone, and what was its has been given back; ctx: the session's "
-                       "name")
+                       "a client has gone, and what was its has been given back; ctx: the name of "
+                       "the session")
 notifications.register("vhost_ring_broken", "a driver spoilt its ring, which is not served until "
                        "it resets it; ctx: the session's name")
 
