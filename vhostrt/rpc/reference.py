@@ -27,7 +27,7 @@ parameters are given by name. Errors:
 | -32602 | the parameters are wrong; the message names the one |
 | -32603 | an error of vhostrt's own; the log says more |
 | -1 | not in this state: before, or after, the subsystems are initialised |
-| another, negative | an errno of Linux: -19 none of that name, -17 there is one already, -16 in use |
+| another, negative | an errno of Linux: -19 none of that name, -17 one already, -16 in use |
 """
 STATES = {("startup",): "Only before the subsystems are initialised (`--wait-for-rpc`).",
           ("runtime",): "", ("startup", "runtime"): "Also before the subsystems are initialised."}

@@ -123,7 +123,8 @@ def add_mount(command: argparse.ArgumentParser, name: str, **more: Any) -> None:
                          "(default: /dev/hugepages, or /dev/hugepages-1G and the like for another "
                          "size than the default)")
     command.add_argument("--user", type=of(values.read_user_id, "user"), help="owner of the mount")
-    command.add_argument("--group", type=of(values.read_group_id, "group"), help="group of the mount")
+    command.add_argument("--group", type=of(values.read_group_id, "group"),
+                         help="group of the mount")
     command.add_argument("--mode", type=of(values.read_mode, "mode"),
                          help="permissions of the mount, octal (default: 0755)")
 

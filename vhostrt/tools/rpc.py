@@ -27,7 +27,6 @@ from vhostrt.tools.rpc_words import (
     JSON,
     PARAMS,
     WORDS,
-    HelpFormat,
     add_common,
     free_params,
     params_of,
