@@ -10,12 +10,12 @@ from typing import Any
 
 from vhostrt import log, values
 from vhostrt.disks import Disk, name_disks, read_disk
+from vhostrt.rpc.address import RPC_ADDR
 from vhostrt.values import shown
 from vhostrt.words import HelpAsked, UsageError, split_words
 
 SLEEP_US = 100                          # longest sleep without --max-delay-us
 DELAY_US_MAX = 1_000_000
-RPC_ADDR = "/var/tmp/vhostrt.sock"
 
 
 @dataclass(slots=True)

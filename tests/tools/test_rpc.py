@@ -287,4 +287,4 @@ def test_it_starts_fast(target):
     names = set(re.findall(r"\| +(\S+)$", done.stderr, re.M))
     assert {"argparse", "json", "vhostrt.tools"} <= names
     assert not names & {"numpy", "asyncio", "msgspec", "tabulate", "argcomplete", "ssl", "logging",
-                        "vhostrt.rpc.method", "vhostrt.life"}
+                        "vhostrt.rpc.method", "vhostrt.life", "vhostrt.options", "dataclasses"}

@@ -6,6 +6,7 @@ import errno
 
 from vhostrt.values import read_number, shown
 
+RPC_ADDR = "/var/tmp/vhostrt.sock"      # where nothing else is said
 PORT = 5260                             # of SPDK, where an address names none
 
 

@@ -33,7 +33,7 @@ def describe(known: Method) -> dict[str, Any]:
     """Return what there is to say of one method; params and result each are a schema."""
     return {"description": inspect.getdoc(known.function) or "",
             "aliases": list(known.aliases),
-            "states": [state.name.lower() for state in State if known.states & state],
+            "states": [str(state.name).lower() for state in State if known.states & state],
             "params": NOTHING if known.parameters is None else parameters(known.parameters),
             "result": whole(result_of(known))}
 

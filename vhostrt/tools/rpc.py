@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 from vhostrt import stdio
-from vhostrt.options import RPC_ADDR
+from vhostrt.rpc.address import RPC_ADDR
 from vhostrt.tools.rpc_client import (
     INVALID_PARAMS,
     METHOD_NOT_FOUND,
@@ -321,10 +321,9 @@ def run_watch(asked: argparse.Namespace) -> int:
     given.json |= getattr(asked, JSON)
     with Client(asked.socket, asked.timeout) as client:
         try:
-            rpc_watch.watch(client, given, say)
+            return rpc_watch.watch(client, given, say)
         except KeyboardInterrupt:
-            pass
-    return 0
+            return 0
 
 
 def run_script(asked: argparse.Namespace) -> int:

@@ -5,7 +5,6 @@ Fails:    ConnectionError when the target cannot be reached, LostError when it g
           RpcError for an error that it answered; each says what in one sentence.
 """
 import json
-import os
 import socket
 import time
 from typing import Any, Self
@@ -117,9 +116,8 @@ class Client:
                     except ValueError:
                         pass
                 if not piece:
-                    raise EndedError(f"{what}: the target ended the connection without an answer")
+                    raise ConnectionResetError
         except TimeoutError:
             raise LostError(f"{what}: no answer of the target within {timeout:g} s (-t)") from None
-        except OSError as error:
-            raise EndedError(f"{what}: the connection to the target is lost: "
-                             f"{os.strerror(error.errno or 0)}") from None
+        except OSError:                 # the connection is gone
+            raise EndedError(f"{what}: the target ended the connection without an answer") from None

@@ -33,25 +33,26 @@ def parser_of(prog: str) -> argparse.ArgumentParser:
     return parser
 
 
-def watch(client: Client, asked: argparse.Namespace, say: Callable[[str], None]) -> None:
-    """Print what comes, until there have been asked.count. Fails: as Client.call."""
+def watch(client: Client, asked: argparse.Namespace, say: Callable[[str], int]) -> int:
+    """Print what comes, until there have been asked.count; return the exit status.
+
+    say: prints a line, and returns a status other than 0 when it cannot. Fails: as Client.call.
+    """
     left = asked.count
+    status = 0
     for event in events(client, asked.types, asked.first):
-        if "lost" in event:
-            tell_lost(event["lost"], asked.json, say)
-            continue
-        say(json.dumps(event) if asked.json else line_of(event))
-        if left is not None:
+        if asked.json:
+            status = say(json.dumps(event))
+        elif "lost" in event:
+            print(f"{event['lost']} notifications are lost: more came than are kept",
+                  file=sys.stderr)
+        else:
+            status = say(line_of(event))
+        if left is not None and "lost" not in event:
             left -= 1
-            if left <= 0:
-                return
-
-
-def tell_lost(count: int, as_json: bool, say: Callable[[str], None]) -> None:
-    if as_json:
-        say(json.dumps({"lost": count}))
-    else:
-        print(f"{count} notifications are lost: more came than are kept", file=sys.stderr)
+        if status or left is not None and left <= 0:
+            break
+    return status
 
 
 def line_of(event: Event) -> str:
