@@ -1,6 +1,6 @@
 """spdk-rpc, unchanged, over every method that it and the target have: what people type works.
 
-Those that need nothing are called as they are; CALLS has words for the others, or what to do before.
+Those that need nothing are called as they are; CALLS has words for the others.
 """
 import subprocess
 
