@@ -210,6 +210,21 @@ def test_a_script(rpc):
     assert "line 1" in rpc("--script", "-", stdin="watch\n", status=2)
 
 
+def test_files_that_are_no_text(rpc, tmp_path):
+    odd = tmp_path / "odd"
+    odd.write_bytes(b"\xff\xfe")
+    for words in (("--script", odd), ("bdev_get_bdevs", "--params", f"@{odd}")):
+        assert "cannot be read: 'utf-8' codec" in rpc(*words, status=2)
+    assert "Is a directory" in rpc("--script", tmp_path, status=2)
+
+
+def test_a_target_that_tells_nothing_but_answers():
+    with Target(disks=(), extra=["--rpcs-allowed", "spdk_get_version,get_bdevs"]) as target:
+        assert run(target.rpc_path, "get_bdevs") == "[]\n"
+        assert "Method not found" in run(target.rpc_path, "bdev_null_create", "n", 8, 512, status=1)
+        assert "bdev_get_bdevs" in run(target.rpc_path, "--help")
+
+
 def test_tcp():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

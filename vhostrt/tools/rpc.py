@@ -92,8 +92,6 @@ def follow(words: list[str]) -> int:
         return failed(str(error), UNREACHABLE)
     except LostError as error:
         return failed(str(error), LOST)
-    except OSError as error:
-        return failed(error.strerror or str(error), USAGE)
 
 
 def failed(why: str, status: int) -> int:
@@ -174,7 +172,18 @@ def schema_by(client: Client) -> dict[str, Schema]:
         if error.code != METHOD_NOT_FOUND:
             raise
     own = own_schema()
-    return {name: own.get(name, {}) for name in client.call("rpc_get_methods")}
+    names = names_of(client, older=False)
+    return own if names is None else {name: own.get(name, {}) for name in names}
+
+
+def names_of(client: Client, older: bool = True) -> list[str] | None:
+    """Return the names of a target's methods, and older ones; None when it does not tell them."""
+    try:
+        return client.call("rpc_get_methods", {"include_aliases": older})
+    except RpcError as error:
+        if error.code != METHOD_NOT_FOUND:
+            raise
+    return None
 
 
 def schema_for(client: Client, name: str) -> Schema:
@@ -187,11 +196,11 @@ def schema_for(client: Client, name: str) -> Schema:
         return next(iter(methods.values()))
     except RpcError as error:
         if error.code == INVALID_PARAMS:
-            raise unknown(name, client.call("rpc_get_methods")) from None
+            raise unknown(name, names_of(client) or []) from None
         if error.code != METHOD_NOT_FOUND:
             raise
-    names = client.call("rpc_get_methods", {"include_aliases": True})
-    if name not in names:
+    names = names_of(client)
+    if names is not None and name not in names:
         raise unknown(name, names)
     return own_of(name) or {}
 
@@ -267,16 +276,9 @@ def read_words(asked: argparse.Namespace, client: Client) -> Any:
 
 
 def read_params(text: str) -> Any:
-    """Read --params: JSON, @FILE or - for stdin. Fails: UsageError, OSError."""
-    if text == "-":
-        text = sys.stdin.read()
-    elif text.startswith("@"):
-        try:
-            with open(text[1:], encoding="utf-8") as file:
-                text = file.read()
-        except (OSError, ValueError) as error:
-            raise UsageError(f"--params: {shown(text[1:])} cannot be read: "
-                             f"{getattr(error, 'strerror', None) or error}") from None
+    """Read --params: JSON, @FILE or - for stdin. Fails: UsageError."""
+    if text == "-" or text.startswith("@"):
+        text = read_file("--params", text.removeprefix("@"))
     try:
         params = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -284,6 +286,16 @@ def read_params(text: str) -> Any:
     if not isinstance(params, dict):
         raise UsageError("--params: it is not an object")
     return params
+
+
+def read_file(option: str, name: str) -> str:
+    """Return the text of a file, of stdin for -. Fails: UsageError."""
+    try:
+        with open(0 if name == "-" else name, encoding="utf-8", closefd=name != "-") as file:
+            return file.read()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{option}: {shown(name)} cannot be read: "
+                         f"{getattr(error, 'strerror', None) or error}") from None
 
 
 def help_of(asked: argparse.Namespace) -> int:
@@ -330,11 +342,7 @@ def run_script(asked: argparse.Namespace) -> int:
     """Call what stands in the lines of a file, over one connection. The first error ends it."""
     if asked.method is not None:
         raise UsageError(f"--script takes no method beside it, and {shown(asked.method)} is given")
-    if asked.script == "-":
-        lines = sys.stdin.readlines()
-    else:
-        with open(asked.script, encoding="utf-8") as file:
-            lines = file.readlines()
+    lines = read_file("--script", asked.script).splitlines()
     with Client(asked.socket, asked.timeout) as client:
         for number, line in enumerate(lines, 1):
             try:
