@@ -19,8 +19,8 @@ STAMPS := $(VENV)/stamps
 SANITIZED := pyx vhostrt tests bench docs setup.py pyproject.toml README.md LICENSE
 PYTEST := $(abspath $(BIN))/python -m pytest
 
-.PHONY: help run build build-tests test check check-release check-tsan check-asan bench lint clean \
-        distclean
+.PHONY: help run build build-tests test check check-release check-tsan check-asan bench lint docs \
+        clean distclean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -95,6 +95,9 @@ bench: build-tests              ## run the benchmarks; their figures go to bench
 
 lint: build-tests               ## check the sources only
 	$(PYTEST) -q tests/source --deselect tests/source/test_packaging.py $(ARGS)
+
+docs: build                     ## write docs/rpc.md anew, from what the RPC methods declare
+	$(BIN)/python -m vhostrt.rpc.reference >docs/rpc.md
 
 clean:                          ## remove what was built, keep the virtual environment
 	rm -rf build dist *.egg-info

@@ -497,7 +497,10 @@ def test_another_thread_can_be_the_control_thread():
     ({"log_flags": ["rpc", "bdev"]}, "log_flags", ("rpc", "bdev")),
     ({"rpcs_allowed": "a,b"}, "rpcs_allowed", ("a", "b")),
     ({"rpcs_allowed": ["a", "b"]}, "rpcs_allowed", ("a", "b")),
-    ({"idle": "interrupt"}, "idle", "interrupt"), ({}, "rpc_addr", None), ({}, "name", "app"),
+    ({"idle": "interrupt"}, "idle", "interrupt"), ({}, "rpc_addr", ()),
+    ({"rpc_addr": "/a"}, "rpc_addr", ("/a",)), ({"rpc_addr": None}, "rpc_addr", ()),
+    ({"rpc_addr": ["/a", "h:1"]}, "rpc_addr", ("/a", "h:1")), ({}, "name", "app"),
+    ({"rpc_socket_owner": ":7"}, "rpc_socket_owner", (-1, 7)),
 ])
 def test_options(fields, name, value):
     assert getattr(app.AppOpts(**fields), name) == value

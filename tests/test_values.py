@@ -31,6 +31,9 @@ TAKEN = [
     ("read_rpc_address", "::1", "::1"), ("read_rpc_address", "h:65535", "h:65535"),
     ("read_socket_dir", "/run/x", "/run/x/"), ("read_socket_dir", "/run/x/", "/run/x/"),
     ("read_socket_dir", "", ""),
+    ("read_mode", "0660", 0o660), ("read_mode", "7", 7), ("read_user_id", "root", 0),
+    ("read_group_id", "12", 12), ("read_owner", "root:7", (0, 7)), ("read_owner", ":root", (-1, 0)),
+    ("read_owner", "5", (5, -1)),
 ]
 
 REFUSED = [
@@ -68,6 +71,10 @@ REFUSED = [
     ("read_metrics_address", "/" + "x" * 107),
     ("read_rpc_address", "h:x"), ("read_rpc_address", "h:65536"), ("read_rpc_address", "[::1]:0"),
     ("read_socket_dir", "/" + "x" * 106), ("read_path", ""),
+    ("read_mode", ""), ("read_mode", "8"), ("read_mode", "-1"), ("read_mode", "0o7"),
+    ("read_mode", "777777"), ("read_user_id", "no.such.user"), ("read_user_id", "a\0b"),
+    ("read_group_id", ""), ("read_group_id", "99999999999"), ("read_owner", ""),
+    ("read_owner", ":"), ("read_owner", "root:"), ("read_owner", "a:b:c"),
 ]
 
 

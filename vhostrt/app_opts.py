@@ -30,7 +30,7 @@ class AppOpts(RuntimeOptions):
     shutdown_cb     called on the first SIGINT, SIGTERM or SIGHUP with the running App, instead of
                     its stop(), which it has to call in the end; may be a coroutine function
     signal_handlers have these signals stop the application, as long as it runs
-    rpc_addr        None: there is no RPC server
+    rpc_addr        one address or several; none, its own: there is no RPC server
 
     A field may be given in the words of the command line: cores="0x3", mem_size="64M",
     lcore_map="0@2,1@3"; cores also as numbers, lcore_map as a dict. mem_size is in MiB.
@@ -69,6 +69,8 @@ class AppOpts(RuntimeOptions):
         try:
             if name == "print_level":
                 return read_level(value)
+            if many and value is None:
+                return ()
             if many:
                 texts = [value] if isinstance(value, str) else value
                 return tuple(reader(text) for text in texts)

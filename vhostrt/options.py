@@ -5,17 +5,17 @@ Fails: UsageError with one sentence that names the option and its value.
 The letters are those of SPDK's vhost v18.04, the long names those of v26.05.
 """
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from vhostrt import log, values
 from vhostrt.disks import Disk, name_disks, read_disk
+from vhostrt.rpc.address import RPC_ADDR
 from vhostrt.values import shown
 from vhostrt.words import HelpAsked, UsageError, split_words
 
 SLEEP_US = 100                          # longest sleep without --max-delay-us
 DELAY_US_MAX = 1_000_000
-RPC_ADDR = "/var/tmp/vhostrt.sock"
 
 
 @dataclass(slots=True)
@@ -60,7 +60,9 @@ class RuntimeOptions:
     config: str | None = None                       # path; JSON or INI
     ignore_init_errors: bool = False                # go on after failing entries of the file
     state: str | None = None                        # path of the file that keeps what RPC changes
-    rpc_addr: str | None = None                     # path of a unix socket, host[:port]; or none
+    rpc_addr: tuple[str, ...] = ()                  # paths of unix sockets, host[:port]; or none
+    rpc_socket_mode: int = 0o600                    # permissions of the unix sockets
+    rpc_socket_owner: tuple[int, int] = (-1, -1)    # user and group; -1: the process's own
     rpc_server: bool = True
     wait_for_rpc: bool = False
     rpcs_allowed: tuple[str, ...] | None = None     # method names; None: all
@@ -81,7 +83,7 @@ class Options(RuntimeOptions):
     """What the program was asked to do."""
 
     show: str = ""                  # "help", "version" or "eal-help": print that and leave
-    rpc_addr: str | None = RPC_ADDR
+    rpc_addr: tuple[str, ...] = (RPC_ADDR,)
     # Process
     pid_file: str | None = None
     lock_file: str | None = None
@@ -202,7 +204,12 @@ TABLE = (
     Option("--vfio-vf-token", "UUID", "vfio_vf_token", values.read_uuid,
            "token of a virtual function"),
     Option("-r --rpc-socket", "ADDR", "rpc_addr", values.read_rpc_address,
-           f"RPC address: a socket's path, or host[:port] (default: {RPC_ADDR})"),
+           f"RPC address: a socket's path, or host[:port]; repeatable (default: {RPC_ADDR})",
+           many=True),
+    Option("--rpc-socket-mode", "MODE", "rpc_socket_mode", values.read_mode,
+           "permissions of the RPC sockets, octal (default: 0600)"),
+    Option("--rpc-socket-owner", "OWNER", "rpc_socket_owner", values.read_owner,
+           "whose the RPC sockets are: user, user:group or :group (default: the process's own)"),
     Option("--no-rpc-server", "", "rpc_server", False, "start no RPC server"),
     Option("--wait-for-rpc", "", "wait_for_rpc", True,
            "start the subsystems only on framework_start_init"),
@@ -226,6 +233,7 @@ TABLE = (
            "entries of the trace of each core, a power of two; 0: no tracing (default: 32768)"),
 )
 BY_NAME = {name: option for option in TABLE for name in option.names.split()}
+DEFAULTS = {field.name: field.default for field in fields(Options)}
 
 
 def apply(options: Options, name: str, option: Option, text: str) -> None:
@@ -237,7 +245,9 @@ def apply(options: Options, name: str, option: Option, text: str) -> None:
         except ValueError as error:
             raise UsageError(f"option {name}: {error}") from None
     if option.many:
-        value = (*getattr(options, option.field), value)
+        before = getattr(options, option.field)
+        # What is said takes the place of what holds when nothing is said.
+        value = (value,) if before is DEFAULTS[option.field] else (*before, value)
     setattr(options, option.field, value)
     if option.field == "log_flags":
         options.print_level = log.DEBUG
@@ -260,6 +270,8 @@ def check_together(options: RuntimeOptions) -> None:
         (options.max_delay_us and options.idle not in (None, "sleep", "interrupt"),
          "option --max-delay-us belongs to --idle sleep and interrupt, not to --idle "
          f"{options.idle}"),
+        (len(set(options.rpc_addr)) < len(options.rpc_addr), "option -r names an address twice: "
+         f"{', '.join(options.rpc_addr)}"),
         (options.no_huge and options.mem_size is None, "option --no-huge needs -s"),
         (options.no_huge and (options.single_file_segments or options.huge_unlink
                               or options.huge_dir or options.mem_file_dir or options.mem_files),

@@ -222,9 +222,11 @@ class RpcService(Step):
             raise StartError(f"option --rpcs-allowed: {error}") from None
         if app.state is not None:
             app.rpc.keep = app.state.keep
-        if app.options.rpc_server and app.options.rpc_addr is not None:
-            app.server = Server(app.rpc, paused=not app.options.wait_for_rpc)
-            await app.server.listen(app.options.rpc_addr)
+        options = app.options
+        if options.rpc_server and options.rpc_addr:
+            app.server = Server(app.rpc, paused=not options.wait_for_rpc)
+            for address in options.rpc_addr:
+                await app.server.listen(address, options.rpc_socket_mode, options.rpc_socket_owner)
 
     async def stop(self, app: App) -> None:
         if app.server is not None:

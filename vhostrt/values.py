@@ -3,6 +3,8 @@
 Fails: each raises ValueError with a sentence that names the text and why it is refused; no
        reader takes the beginning of its text for the whole, as SPDK v18.04's atoi does.
 """
+from collections.abc import Callable
+
 CPU_LAST = 65535                        # above any kernel's NR_CPUS; bounds a list
 INT_MAX = 2**31 - 1
 UNIX_PATH_MAX = 107                     # sun_path is 108 bytes with its NUL
@@ -243,3 +245,39 @@ def read_socket_dir(text: str) -> str:
         raise ValueError(f"{shown(text)} leaves no room for a name in the {UNIX_PATH_MAX} bytes of "
                          "a socket's path")
     return folder
+
+
+def read_mode(text: str) -> int:
+    """Read permissions in octal."""
+    if not text.isascii() or not text.isdigit() or set(text) & {"8", "9"} or len(text) > 5:
+        raise ValueError(f"{shown(text)} is not a mode in octal such as 0770")
+    return int(text, 8)
+
+
+def read_user_id(text: str) -> int:
+    """Read a user's name or number."""
+    import pwd
+    return known_id(text, "user", lambda: pwd.getpwnam(text).pw_uid)
+
+
+def read_group_id(text: str) -> int:
+    """Read a group's name or number."""
+    import grp
+    return known_id(text, "group", lambda: grp.getgrnam(text).gr_gid)
+
+
+def known_id(text: str, what: str, look_up: Callable[[], int]) -> int:
+    if text.isascii() and text.isdigit():
+        return read_number(text)
+    try:
+        return look_up()
+    except (KeyError, ValueError):
+        raise ValueError(f"there is no {what} {shown(text)}") from None
+
+
+def read_owner(text: str) -> tuple[int, int]:
+    """Read `user`, `user:group` or `:group`; return their numbers, -1 for what is left out."""
+    user, colon, group = text.partition(":")
+    if not (user or group) or colon and not group:
+        raise ValueError(f"{shown(text)} is not user, user:group or :group")
+    return read_user_id(user) if user else -1, read_group_id(group) if group else -1

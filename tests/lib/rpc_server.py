@@ -83,7 +83,8 @@ class RunningServer:
     methods above.
     """
 
-    def __init__(self, address, *, mode=0o600, allowed=None, state=State.RUNTIME, **settings):
+    def __init__(self, address, *, mode=0o600, owner=(-1, -1), allowed=None,
+                 state=State.RUNTIME, **settings):
         self.address = address
         self.events, self.gates = [], {}
         self.dispatcher = Dispatcher(table=methods(self.events, self.gates), allowed=allowed)
@@ -96,14 +97,14 @@ class RunningServer:
         self.unhandled = []
         self.loop.set_exception_handler(lambda loop, context: self.unhandled.append(context))
         try:
-            self.run(self._start(mode, settings))
+            self.run(self._start(mode, owner, settings))
         except BaseException:
             self._end_loop()
             raise
 
-    async def _start(self, mode, settings):
+    async def _start(self, mode, owner, settings):
         self.server = Server(self.dispatcher, **settings)
-        self.listener = await self.server.listen(self.address, mode)
+        self.listener = await self.server.listen(self.address, mode, owner)
 
     def run(self, coroutine):
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(TIMEOUT_S)

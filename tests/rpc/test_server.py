@@ -318,6 +318,16 @@ def test_closing_lets_a_running_request_end(address):
     assert "cancelled never" in server.events
 
 
+def test_closing_does_not_wait_for_those_who_only_wait(address):
+    server = RunningServer(address)
+    with Client(address) as client:
+        client.send(request("wait_gate", {"gate": "w"}))
+        server.wait_for(lambda: server.events == ["enter w"])
+        server.close(grace_s=1000)      # more than the test may take
+        assert client.at_end()
+    assert server.events == ["enter w", "cancelled w"]
+
+
 def test_the_socket_has_its_mode_and_goes_at_the_end(address):
     with RunningServer(address, mode=0o620):
         assert os.stat(address).st_mode & 0o777 == 0o620
@@ -325,6 +335,25 @@ def test_the_socket_has_its_mode_and_goes_at_the_end(address):
     assert not os.path.exists(address) and not os.path.exists(address + ".lock")
     with RunningServer(address):
         assert os.stat(address).st_mode & 0o777 == 0o600
+
+
+def test_the_socket_is_given_to_others(address):
+    """To any with root; without it to a group that the user is in."""
+    owner = (12345, 23456) if os.geteuid() == 0 else (-1, os.getgroups()[0])
+    with RunningServer(address, mode=0o660, owner=owner):
+        about = os.stat(address)
+        assert about.st_gid == owner[1] and about.st_mode & 0o777 == 0o660
+        assert about.st_uid == (owner[0] if owner[0] >= 0 else os.geteuid())
+
+
+def test_a_socket_that_cannot_be_given_away(address, monkeypatch):
+    def refuse(path, uid, gid):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chown", refuse)
+    with pytest.raises(OSError, match="cannot be given to user 5 and group 7: Operation not per"):
+        RunningServer(address, owner=(5, 7))
+    assert not os.path.exists(address + ".lock")
 
 
 def test_a_live_server_is_left_alone(address):

@@ -170,3 +170,25 @@ async def create_file(name: str, filename: str, block_size: int | None = None,
 async def delete(name: str, kind: str | None = None) -> None:
     """Delete a bdev. kind: "malloc", "null", "aio" or "uring", which it must be; None for any."""
     await registry.delete(name, PRODUCTS[kind] if kind else None)
+
+
+async def resize_null(name: str, num_bytes: int) -> None:
+    """Give a null disk another size, in bytes. Fails: as registry.resize; OSError ENODEV."""
+    bdev = registry.get(name)
+    registry.check_product(bdev, PRODUCTS["null"])
+    num_blocks, rest = divmod(num_bytes, bdev.block_size)
+    if rest:
+        raise ValueError(f"{num_bytes} bytes are not a whole number of {bdev.block_size}-byte "
+                         "blocks")
+    check_size(num_blocks, bdev.block_size)
+    registry.resize(bdev, num_blocks)
+
+
+async def rescan(name: str, kind: str) -> None:
+    """Have the size that the file of a bdev, "aio" or "uring", has now.
+
+    Fails: as registry.resize; OSError ENODEV, or EINVAL for a size that no disk has.
+    """
+    bdev = registry.get(name)
+    registry.check_product(bdev, PRODUCTS[kind])
+    registry.resize(bdev, await bdev.measured())

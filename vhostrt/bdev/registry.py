@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from vhostrt import log
 from vhostrt.bdev.core import Bdev
+from vhostrt.notify import notifications
 
 REMOVE_S = 30.0                         # how long the users of a bdev may take to close it
 
@@ -26,20 +27,26 @@ HINTS = ("preferred_write_alignment", "preferred_write_granularity", "optimal_wr
          "preferred_unmap_alignment", "preferred_unmap_granularity")
 RATE_LIMITS = ("rw_ios_per_sec", "rw_mbytes_per_sec", "r_mbytes_per_sec", "w_mbytes_per_sec")
 
+notifications.register("bdev_register", "a bdev has been made; ctx: its name")
+notifications.register("bdev_unregister", "a bdev has been deleted; ctx: its name")
+notifications.register("bdev_resize", "a bdev has another size; ctx: its name")
+
 
 class Descriptor:
     """One use of a bdev: what open() returned, until close().
 
     bdev      the Bdev; alive until close()
     writable  whether channels for writing may be opened
+    on_resize None, or what to call, with the descriptor, when the bdev has another size
     """
 
-    __slots__ = ("bdev", "writable", "on_remove", "entry")
+    __slots__ = ("bdev", "writable", "on_remove", "on_resize", "entry")
 
     def __init__(self, entry: "Entry", writable: bool, on_remove: "OnRemove") -> None:
         self.bdev = entry.bdev
         self.writable = writable
         self.on_remove = on_remove
+        self.on_resize: Callable[[Descriptor], None] | None = None
         self.entry: Entry | None = entry
 
     def close(self) -> None:
@@ -98,6 +105,7 @@ def register(bdev: Bdev) -> None:
     """Add a bdev. OSError(EEXIST) when its name or uuid is another's name or uuid."""
     check_free(bdev.name, bdev.uuid)
     entries[bdev.name] = by_uuid[bdev.uuid] = Entry(bdev)
+    notifications.send("bdev_register", bdev.name)
 
 
 def get(name: str) -> Bdev:
@@ -144,6 +152,33 @@ def claim(descriptor: Descriptor, module: str) -> None:
     entry.claim, entry.claimer = module, descriptor
 
 
+def check_product(bdev: Bdev, product: str | None) -> None:
+    """Raise OSError(ENODEV) when a bdev is of another product; None is any."""
+    if product is not None and bdev.product_name != product:
+        raise OSError(errno.ENODEV, f"bdev {bdev.name} is a {bdev.product_name}, not a {product}")
+
+
+def resize(bdev: Bdev, num_blocks: int) -> None:
+    """Give a bdev another number of blocks, and tell who has it open.
+
+    OSError: EBUSY (being deleted, or made smaller while it is open); ValueError: no bdev has so
+    many blocks.
+    """
+    entry = find(bdev.name)
+    if bdev.removed:
+        raise OSError(errno.EBUSY, f"bdev {bdev.name} is being deleted")
+    if num_blocks == bdev.num_blocks:
+        return
+    if num_blocks < bdev.num_blocks and entry.descriptors:
+        raise OSError(errno.EBUSY, f"bdev {bdev.name} is open and has {bdev.num_blocks} blocks: it "
+                      f"cannot be made smaller, {num_blocks}")
+    bdev.set_num_blocks(num_blocks)
+    notifications.send("bdev_resize", bdev.name, num_blocks=num_blocks)
+    for descriptor in tuple(entry.descriptors):
+        if descriptor.on_resize is not None:
+            descriptor.on_resize(descriptor)
+
+
 async def tell(descriptor: Descriptor) -> None:
     try:
         await descriptor.on_remove(descriptor)
@@ -168,8 +203,7 @@ async def delete(name: str, product: str | None = None, timeout: float = REMOVE_
     """
     entry = find(name)
     bdev = entry.bdev
-    if product is not None and bdev.product_name != product:
-        raise OSError(errno.ENODEV, f"bdev {name} is a {bdev.product_name}, not a {product}")
+    check_product(bdev, product)
     if entry.deleting:
         raise OSError(errno.EBUSY, f"bdev {name} is being deleted already")
     entry.deleting = True
@@ -185,6 +219,7 @@ async def delete(name: str, product: str | None = None, timeout: float = REMOVE_
         raise OSError(errno.ETIMEDOUT, f"bdev {name} is still open {len(entry.descriptors)} times "
                       f"after {timeout:g} s")
     del entries[bdev.name], by_uuid[bdev.uuid]
+    notifications.send("bdev_unregister", bdev.name)
     await bdev.close()
 
 

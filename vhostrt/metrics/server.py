@@ -44,7 +44,7 @@ class Server:
 
     async def listen(self, address: str) -> None:
         """Answer clients at `host:port`, or at the path of a unix socket."""
-        self.listener = await open_listener(address, SOCKET_MODE, "metrics")
+        self.listener = await open_listener(address, SOCKET_MODE, what="metrics")
         kind = (asyncio.start_unix_server if "/" in address else asyncio.start_server)
         self.server = await kind(self.serve, sock=self.listener.sock, limit=HEAD_MAX)
 

@@ -29,7 +29,14 @@ Node = Annotated[int, Meta(ge=-1, le=1023, description="a NUMA node, or -1 for a
 
 
 class MallocCreate(Parameters):
-    """A RAM disk.  Sizes: num_blocks blocks of block_size bytes."""
+    """num_blocks: blocks of the disk.  block_size: bytes of a block.
+
+    physical_block_size: bytes; block_size without it.  name: of the bdev; MallocN without it.
+    uuid: of the bdev; a random one without it.  optimal_io_boundary: blocks; a hint.
+    md_size: bytes of metadata of a block, which must be 0.  md_interleave: has no effect.
+    dif_type: of the protection information, which must be 0.  dif_is_head_of_md: has no effect.
+    dif_pi_format: has no effect.  numa_id: node whose memory it is.
+    """
 
     num_blocks: Positive
     block_size: BlockSize
@@ -46,7 +53,14 @@ class MallocCreate(Parameters):
 
 
 class NullCreate(Parameters):
-    """A disk that forgets what is written.  Sizes: num_blocks blocks of block_size bytes."""
+    """name: of the bdev.  num_blocks: blocks of the disk.  block_size: bytes of a block.
+
+    physical_block_size: bytes; block_size without it.  uuid: of the bdev; a random one without it.
+    md_size: bytes of metadata of a block, which must be 0.  dif_type: of the protection
+    information, which must be 0.  dif_is_head_of_md, dif_pi_format: has no effect.
+    preferred_write_alignment, preferred_write_granularity, optimal_write_size: blocks; a hint.
+    preferred_unmap_alignment, preferred_unmap_granularity: blocks; a hint.
+    """
 
     name: Name
     num_blocks: Positive
@@ -65,7 +79,12 @@ class NullCreate(Parameters):
 
 
 class AioCreate(Parameters):
-    """A file or block device, served by helper threads."""
+    """name: of the bdev.  filename: of a regular file or block device.
+
+    block_size: bytes of a block; the device's own, or 512, without it.  readonly: open it for
+    reading.  fallocate: has no effect: unmap is offered where the file can do it.  uuid: of the
+    bdev; a random one without it.  nowait: must be false.
+    """
 
     name: Name
     filename: Path
@@ -77,13 +96,24 @@ class AioCreate(Parameters):
 
 
 class UringCreate(Parameters):
-    """A file or block device, served through io_uring."""
+    """name: of the bdev.  filename: of a regular file or block device.
+
+    block_size: bytes of a block; the device's own, or 512, without it.  uuid: of the bdev; a random
+    one without it.  readonly: open it for reading.
+    """
 
     name: Name
     filename: Path
     block_size: BlockSize | None = None
     uuid: str | None = None
     readonly: bool = False
+
+
+class NullResize(Parameters):
+    """name: of the bdev, or its uuid.  new_size: MiB."""
+
+    name: Name
+    new_size: Annotated[int, Meta(ge=1, le=2**42, description="a positive number of MiB")]
 
 
 class Named(Parameters):
@@ -93,7 +123,7 @@ class Named(Parameters):
 
 
 class GetBdevs(Parameters):
-    """name: of the one bdev to describe.  timeout: milliseconds to wait for it to appear."""
+    """name: of the one bdev to describe, or its uuid.  timeout: milliseconds to wait for it."""
 
     name: Name | None = None
     timeout: Count = 0
@@ -203,6 +233,34 @@ async def bdev_split_delete(rpc: Dispatcher, params: SplitDelete) -> bool:
         await splits.delete(params.base_bdev)
     except OSError as error:
         raise RpcError(INVALID_PARAMS, str(error.strerror)) from None
+    return True
+
+
+@method("bdev_null_resize")
+async def bdev_null_resize(rpc: Dispatcher, params: NullResize) -> bool:
+    """Give a null disk another size; a smaller one only while nobody uses it."""
+    with refusing():
+        await factory.resize_null(params.name, params.new_size << 20)
+    return True
+
+
+@method("bdev_aio_rescan")
+async def bdev_aio_rescan(rpc: Dispatcher, params: Named) -> bool:
+    """Have the size that the file has now; a smaller one only while nobody uses it."""
+    await factory.rescan(params.name, "aio")
+    return True
+
+
+@method("bdev_uring_rescan")
+async def bdev_uring_rescan(rpc: Dispatcher, params: Named) -> bool:
+    """Have the size that the file has now; a smaller one only while nobody uses it."""
+    await factory.rescan(params.name, "uring")
+    return True
+
+
+@method("bdev_examine")
+async def bdev_examine(rpc: Dispatcher, params: Named) -> bool:
+    """Look whether a bdev holds others: that was done when it came, so there is nothing to do."""
     return True
 
 

@@ -2,11 +2,12 @@
 from collections.abc import Iterable
 from importlib import import_module
 
-from vhostrt.rpc import config, core_locks, framework, log, scheduler, thread, trace
+from vhostrt.rpc import (config, core_locks, env, framework, log, notify, scheduler, thread,
+                         trace)
 from vhostrt.rpc.method import METHODS, Method
 from vhostrt.subsystem import Subsystem
 
-MODULES = (framework, config, log, core_locks, scheduler, thread, trace)
+MODULES = (framework, config, env, log, core_locks, notify, scheduler, thread, trace)
 
 
 def table_of(subsystems: Iterable[Subsystem]) -> dict[str, Method]:

@@ -2,6 +2,7 @@
 import os
 import re
 import signal
+from typing import Any
 
 from vhostrt import __version__
 from vhostrt.base import ticks
@@ -11,6 +12,7 @@ from vhostrt.rpc.method import (
     ANY_STATE,
     INTERNAL_ERROR,
     Dispatcher,
+    Name,
     Parameters,
     RpcError,
     State,
@@ -33,6 +35,12 @@ class GetMethods(Parameters):
     include_aliases: bool = False
 
 
+class GetSchema(Parameters):
+    """method: the only one to describe, by its name or an older one."""
+
+    method: Name | None = None
+
+
 class KillInstance(Parameters):
     """sig_name: the name of a signal, with or without SIG, or its number."""
 
@@ -40,7 +48,7 @@ class KillInstance(Parameters):
 
 
 class MonitorContextSwitch(Parameters):
-    """enabled: whether to; not given: leave it as it is."""
+    """enabled: whether to log them; not given: leave it as it is."""
 
     enabled: bool | None = None
 
@@ -52,6 +60,23 @@ async def rpc_get_methods(rpc: Dispatcher, params: GetMethods) -> list[str]:
             if rpc.exposes(name)
             and (params.include_aliases or name == known.name)
             and (not params.current or known.states & rpc.state)]
+
+
+@method("rpc_get_schema", states=ANY_STATE)
+async def rpc_get_schema(rpc: Dispatcher, params: GetSchema) -> dict[str, Any]:
+    """Return what methods take and answer, params and result each as a JSON Schema.
+
+    Of a parameter, `title` says its form and `description` what it means.
+    """
+    from vhostrt.rpc.schema import schema_of
+    if params.method is not None and not rpc.exposes(params.method):
+        raise refuse(f"'method' must be a method that rpc_get_methods lists, not "
+                     f"{shown(params.method)}")
+    names = [name for name in rpc.table if rpc.exposes(name)]
+    if params.method is not None:
+        names = [params.method]
+    methods = {rpc.table[name].name: rpc.table[name] for name in names}
+    return {"version": f"vhostrt v{__version__}", "methods": schema_of(methods)}
 
 
 @method("spdk_get_version", states=ANY_STATE, aliases=("get_spdk_version",))

@@ -10,9 +10,9 @@ import os
 import socket
 import stat
 
-from vhostrt.values import UNIX_PATH_MAX, read_number, shown
+from vhostrt.rpc.address import split_address
+from vhostrt.values import UNIX_PATH_MAX, shown
 
-PORT = 5260                             # of SPDK, where an address names none
 LOCK_TRIES = 16
 
 
@@ -33,7 +33,7 @@ class UnixListener(Listener):
     what: whose socket it is, for errors.
     """
 
-    def __init__(self, path: str, mode: int, what: str):
+    def __init__(self, path: str, mode: int, owner: tuple[int, int], what: str):
         if len(os.fsencode(path)) > UNIX_PATH_MAX:
             raise OSError(errno.ENAMETOOLONG,
                           f"{what} socket path {shown(path)} is longer than {UNIX_PATH_MAX} bytes")
@@ -44,6 +44,7 @@ class UnixListener(Listener):
             remove_stale(path, what)
             bind(sock, path, path, what)
             # Nobody can connect before it listens, so there is no moment with another mode.
+            give(path, owner, what)
             os.chmod(path, mode)
             self.stat = os.lstat(path)
         except BaseException:
@@ -119,31 +120,26 @@ def remove_stale(path: str, what: str) -> None:
     raise in_use(path, what)
 
 
+def give(path: str, owner: tuple[int, int], what: str) -> None:
+    """Give a socket to a user and a group; -1 leaves it."""
+    if owner == (-1, -1):
+        return
+    try:
+        os.chown(path, *owner)
+    except OSError as e:
+        whom = [f"{kind} {number}" for kind, number in zip(("user", "group"), owner, strict=True)
+                if number != -1]
+        raise OSError(e.errno, f"{what} socket {shown(path)} cannot be given to {' and '.join(whom)}: "
+                      f"{e.strerror}; without root it can be given to groups that the user is in"
+                      ) from None
+
+
 def bind(sock: socket.socket, where, address: str, what: str) -> None:
     try:
         sock.bind(where)
     except OSError as e:
         raise OSError(e.errno, f"{what} address {shown(address)} cannot be listened on: "
                       f"{os.strerror(e.errno)}") from None
-
-
-def split_address(address: str, what: str) -> tuple[str, int]:
-    """Return host and port of `host[:port]` or `[v6][:port]`; OSError when it is neither."""
-    if address.startswith("["):
-        host, bracket, rest = address[1:].partition("]")
-        colon, port = rest[:1], rest[1:]
-        wrong = not bracket or (rest and colon != ":")
-    elif address.count(":") > 1:
-        host, colon, port, wrong = address, "", "", False
-    else:
-        host, colon, port = address.partition(":")
-        wrong = False
-    try:
-        if wrong or not host:
-            raise ValueError("it is not host[:port]")
-        return host, read_number(port, 0, 65535) if colon else PORT
-    except ValueError as e:
-        raise OSError(errno.EINVAL, f"{what} address {shown(address)} is not valid: {e}") from None
 
 
 async def open_tcp(address: str, what: str) -> Listener:
@@ -170,9 +166,13 @@ async def open_tcp(address: str, what: str) -> Listener:
     return Listener(address, sock)
 
 
-async def open_listener(address: str, mode: int, what: str = "RPC") -> Listener:
-    """Bind an address: one with a slash is the path of a unix socket (mode: its permissions).
+async def open_listener(address: str, mode: int, owner: tuple[int, int] = (-1, -1),
+                        what: str = "RPC") -> Listener:
+    """Bind an address: one with a slash is the path of a unix socket.
 
-    what: whose it is, for errors.
+    mode: its permissions.  owner: its user and group, -1 the process's own.  what: whose it is, for
+    errors.
     """
-    return UnixListener(address, mode, what) if "/" in address else await open_tcp(address, what)
+    if "/" in address:
+        return UnixListener(address, mode, owner, what)
+    return await open_tcp(address, what)

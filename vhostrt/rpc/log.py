@@ -18,6 +18,8 @@ class Level(Parameters):
 
 
 class Timestamps(Parameters):
+    """enabled: begin lines with the time."""
+
     enabled: bool
 
 

@@ -41,7 +41,7 @@ INVALID_STATE = -1
 INT_MAX = 2**63 - 1
 Name = Annotated[str, Meta(min_length=1, max_length=255, description="a string of 1 to 255 "
                            "characters")]
-Path = Annotated[str, Meta(min_length=1, max_length=4095, pattern=r"\A[^\0]+\Z",
+Path = Annotated[str, Meta(min_length=1, max_length=4095, pattern=r"^[^\0]+$",
                            description="a path of 1 to 4095 characters without NUL")]
 Count = Annotated[int, Meta(ge=0, le=INT_MAX, description="an integer that is not negative")]
 Positive = Annotated[int, Meta(ge=1, le=INT_MAX, description="a positive integer")]

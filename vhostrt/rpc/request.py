@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from vhostrt.log import printable
 from vhostrt.rpc.method import (
     INVALID_REQUEST,
     METHOD_NOT_FOUND,
@@ -107,10 +108,9 @@ def good_id(key: Any) -> bool:
 
 def failure(key: Any, error: RpcError) -> bytes:
     """Return the answer to the request with this id that an error is."""
-    # A file's name may hold what is no character.
-    message = error.message.encode(errors="backslashreplace").decode()
+    # A name may hold what is no character, or would make two lines of a sentence.
     return encode({"jsonrpc": "2.0", "id": key,
-                   "error": {"code": error.code, "message": message}}, "an error")
+                   "error": {"code": error.code, "message": printable(error.message)}}, "an error")
 
 
 def encode(reply: dict, what: str) -> bytes:

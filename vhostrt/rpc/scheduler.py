@@ -20,8 +20,9 @@ from vhostrt.values import read_cpus
 class SetScheduler(Parameters):
     """name: of the scheduler.  period: microseconds between two times that it looks; 0 for 1 s.
 
-    load_limit, core_limit, core_busy: percent, of `dynamic`.  mappings: "thread:core,..." of
-    `static`.
+    load_limit: percent; a thread below it is idle.  core_limit: percent; a core takes threads up to
+    it.  core_busy: percent; threads leave a core above it; these three are for `dynamic`.
+    mappings: "thread:core,...", for `static`.
     """
 
     name: Name

@@ -45,6 +45,7 @@ class Connection(asyncio.BufferedProtocol):
         self.ahead_bytes = 0
         self.task: asyncio.Task | None = None   # works on `ahead` while there is something in it
         self.must_finish = False                # a method runs that may not be cancelled
+        self.waiting = False                    # one runs that only waits
         self.deaf = False                       # nothing more is taken from the client
         self.ended = False                      # the client sends no more
         self.fetching = asyncio.Event()         # off while too much is unsent
@@ -180,6 +181,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def started(self, known: Method | None) -> None:
         self.must_finish = known is not None and not known.waits
+        self.waiting = known is not None and known.waits
         if known is not None and known.waits and self.lost.is_set():
             self.task.cancel()          # nobody hears how the wait ends
 
@@ -227,9 +229,14 @@ class Server:
         if not paused:
             self.running.set()
 
-    async def listen(self, address: str, mode: int = 0o600) -> Listener:
-        """Listen on the path of a unix socket (mode: its permissions) or on host[:port]."""
-        listener = await open_listener(address, mode)
+    async def listen(self, address: str, mode: int = 0o600,
+                     owner: tuple[int, int] = (-1, -1)) -> Listener:
+        """Listen on the path of a unix socket or on host[:port].
+
+        mode: permissions of the unix socket.  owner: user and group that it is given to, by number;
+        -1 for the process's own.
+        """
+        listener = await open_listener(address, mode, owner)
         try:
             acceptor = await self.loop.create_server(lambda: Connection(self), sock=listener.sock,
                                                      backlog=512)
@@ -247,7 +254,10 @@ class Server:
         self.running.set()
 
     async def close(self, grace_s: float = 1.0) -> None:
-        """Accept nothing more, let running requests end for grace_s seconds, close and tidy up."""
+        """Accept nothing more, let running requests end for grace_s seconds, close and tidy up.
+
+        Methods that only wait are not waited for.
+        """
         self.closing = True
         for acceptor, listener in self.listeners:
             acceptor.close()
@@ -259,6 +269,8 @@ class Server:
             connection.ahead.clear()
             if connection.task is None:
                 connection.transport.close()
+            elif connection.waiting:
+                connection.task.cancel()
         self.running.set()
         try:
             async with asyncio.timeout(grace_s):

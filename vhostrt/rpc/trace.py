@@ -80,8 +80,10 @@ async def trace_get_tpoint_group_mask(rpc: Dispatcher) -> dict:
 
 @method("trace_get_info", states=ANY_STATE)
 async def trace_get_info(rpc: Dispatcher) -> dict:
-    """Return the file of the trace, which is made when a first point is turned on, and for each
-    group which points are on."""
+    """Return the file of the trace, and for each group which points are on.
+
+    The file is made when a first point is turned on.
+    """
     tracing = rpc.target.tracing
     masks = tracing.masks()
     return {"tpoint_shm_path": tracing.path, "tpoint_group_mask": group_mask(masks),

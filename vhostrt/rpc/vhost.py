@@ -1,4 +1,6 @@
 """RPC methods of vhost controllers: making, deleting and listing them."""
+import errno
+
 from vhostrt.rpc.method import Dispatcher, Name, Parameters, Path, method, refuse, refusing, shown
 from vhostrt.values import read_cpus
 from vhostrt.vhost import controller
@@ -14,8 +16,9 @@ COALESCING = {"delay_base_us": 0, "iops_threshold": 60000}
 class CreateBlk(Parameters):
     """ctrlr: name of the controller and its socket.  dev_name: of the bdev, or its uuid.
 
-    cpumask: cores on which its queues may run, as for -m.  socket: path of the socket, where it is
-    not the controller's name in the directory of the sockets.
+    cpumask: cores on which its queues may run, as for -m; all without it.  transport: the one there
+    is.  socket: path of the socket, where it is not the controller's name in the directory of the
+    sockets.  readonly: refuse writes.  packed_ring, packed_ring_recovery: must be false.
     """
 
     ctrlr: Name
@@ -38,6 +41,12 @@ class Query(Parameters):
     """name: of the only one to describe."""
 
     name: Name | None = None
+
+
+class CreateTransport(Parameters):
+    """name: of the transport."""
+
+    name: Name
 
 
 @method("vhost_create_blk_controller", aliases=("construct_vhost_blk_controller",))
@@ -67,6 +76,14 @@ async def vhost_get_controllers(rpc: Dispatcher, params: Query) -> list[dict]:
     if params.name is not None:
         return [describe(controller.get(params.name))]
     return [describe(each) for each in controller.controllers.values()]
+
+
+@method("virtio_blk_create_transport")
+async def virtio_blk_create_transport(rpc: Dispatcher, params: CreateTransport) -> bool:
+    """Have a way to reach blk controllers: the only one is there from the start, an error says."""
+    if params.name != TRANSPORT:
+        raise refuse(f"'name' must be {TRANSPORT}, not {shown(params.name)}")
+    raise OSError(errno.EEXIST, f"the transport {TRANSPORT} is there already")
 
 
 @method("virtio_blk_get_transports")

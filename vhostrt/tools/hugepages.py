@@ -9,7 +9,6 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from vhostrt import stdio, values
@@ -68,34 +67,6 @@ def of(read: Any, what: str) -> Any:
     return reader
 
 
-def read_mode(text: str) -> int:
-    """Read permissions in octal."""
-    if not text.isascii() or not text.isdigit() or set(text) & {"8", "9"} or len(text) > 5:
-        raise ValueError(f"{values.shown(text)} is not a mode in octal such as 0770")
-    return int(text, 8)
-
-
-def read_user(text: str) -> int:
-    """Read a user's name or number."""
-    import pwd
-    return known_id(text, "user", lambda: pwd.getpwnam(text).pw_uid)
-
-
-def read_group(text: str) -> int:
-    """Read a group's name or number."""
-    import grp
-    return known_id(text, "group", lambda: grp.getgrnam(text).gr_gid)
-
-
-def known_id(text: str, what: str, look_up: Callable[[], int]) -> int:
-    if text.isdigit():
-        return values.read_number(text)
-    try:
-        return look_up()
-    except KeyError:
-        raise ValueError(f"there is no {what} {values.shown(text)}") from None
-
-
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         NAME, description="Show, reserve, mount and release huge pages.", epilog=EXAMPLES,
@@ -151,9 +122,10 @@ def add_mount(command: argparse.ArgumentParser, name: str, **more: Any) -> None:
     command.add_argument(name, metavar="DIR", **more, help="where to mount, made when missing "
                          "(default: /dev/hugepages, or /dev/hugepages-1G and the like for another "
                          "size than the default)")
-    command.add_argument("--user", type=of(read_user, "user"), help="owner of the mount")
-    command.add_argument("--group", type=of(read_group, "group"), help="group of the mount")
-    command.add_argument("--mode", type=of(read_mode, "mode"),
+    command.add_argument("--user", type=of(values.read_user_id, "user"), help="owner of the mount")
+    command.add_argument("--group", type=of(values.read_group_id, "group"),
+                         help="group of the mount")
+    command.add_argument("--mode", type=of(values.read_mode, "mode"),
                          help="permissions of the mount, octal (default: 0755)")
 
 

@@ -17,6 +17,7 @@ from vhostrt import log
 from vhostrt.bdev import registry
 from vhostrt.event import reactor
 from vhostrt.event.scheduler import scheduling
+from vhostrt.notify import notifications
 from vhostrt.vhost import view
 from vhostrt.vhost.messages import RINGS_MAX, Feature, bits
 from vhostrt.vhost.queue_stats import QueueStats, sum_of
@@ -37,6 +38,9 @@ F_SEG_MAX, F_RO, F_BLK_SIZE, F_FLUSH, F_MQ = 2, 5, 6, 9, 12
 # Up to and with num_queues: capacity, size_max, seg_max, geometry, blk_size, topology,
 # writeback, pad, num_queues (virtio 1.4, 5.2.4).
 CONFIG = struct.Struct("<QIIHBBIBBHIBxH")
+
+notifications.register("vhost_controller_create", "a controller has been made; ctx: its name")
+notifications.register("vhost_controller_delete", "a controller has been removed; ctx: its name")
 
 controllers: dict[str, "BlkController"] = {}
 socket_directory = ""                   # a prefix of socket names; set by -S
@@ -71,6 +75,7 @@ class BlkController:
     def use(self, descriptor: registry.Descriptor) -> None:
         """Serve this bdev; the descriptor is ours from now on. What clients see of it stays."""
         bdev = descriptor.bdev
+        descriptor.on_resize = self.bdev_resized
         self.descriptor = descriptor
         self.bdev_name = bdev.name
         self.readonly = not descriptor.writable
@@ -146,6 +151,12 @@ class BlkController:
             for ring in tuple(session.rings.values()):
                 await ring.detach()
         descriptor.close()
+
+    def bdev_resized(self, descriptor: registry.Descriptor) -> None:
+        """The bdev has another size: clients see it, and are told where they can be."""
+        self.num_blocks = descriptor.bdev.num_blocks
+        for session in self.sessions:
+            session.config_changed()
 
     # The socket
 
@@ -281,6 +292,7 @@ async def create_blk(name: str, bdev_name: str, *, cpumask=None, readonly: bool 
         controller.descriptor.close()
         raise
     controllers[name] = controller
+    notifications.send("vhost_controller_create", name, bdev=controller.bdev_name, socket=path)
     log.notice(f"{bdev_name} is served at {path}")
     return controller
 
@@ -318,6 +330,7 @@ async def delete(name: str) -> None:
     # Of two that delete it the later one may find another of that name.
     if controllers.get(name) is controller:
         del controllers[name]
+        notifications.send("vhost_controller_delete", name)
 
 
 async def delete_all() -> None:

@@ -49,6 +49,11 @@ class Request(IntEnum):
     SET_CONFIG = 25
 
 
+class BackendRequest(IntEnum):
+    """Back end to front end, on the channel of SET_BACKEND_REQ_FD."""
+    CONFIG_CHANGE = 2
+
+
 class ProtocolFeature(IntEnum):
     """Bit numbers of GET_PROTOCOL_FEATURES."""
     MQ = 0

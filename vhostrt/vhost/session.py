@@ -14,13 +14,14 @@ import socket
 import stat
 
 from vhostrt import log
+from vhostrt.notify import notifications
 from vhostrt.vhost import view as view_module
 from vhostrt.vhost.messages import (ADDRESS, CONFIG, CONFIG_MAX, FDS_MAX, FLAG_NEED_REPLY, REGION,
                                     STATE, TABLE, U64, VRING_INDEX_MASK, VRING_NO_FD,
-                                    Feature, ProtocolError, ProtocolFeature, Request, bits,
-                                    name_of)
+                                    BackendRequest, Feature, ProtocolError, ProtocolFeature,
+                                    Request, bits, name_of)
 from vhostrt.vhost.ring import Ring
-from vhostrt.vhost.transport import Channel, Message, close_all, is_eventfd
+from vhostrt.vhost.transport import Channel, Message, close_all, is_eventfd, tell_front_end
 
 PROTOCOL_FEATURES = bits(*ProtocolFeature)
 MESSAGES_A_TURN = 16                    # handled before the loop serves others
@@ -29,6 +30,13 @@ BROKEN = {errno.EFAULT: "it names memory that is not there",
           errno.EMSGSIZE: "a descriptor chain of too many pieces",
           errno.ETIMEDOUT: "its call descriptor blocked"}
 numbers = itertools.count()             # vid: of sessions since the start
+
+notifications.register("vhost_session_connect", "a client has connected; ctx: the session's name")
+notifications.register("vhost_session_disconnect",
+                       "a client has gone, and what was its has been given back; ctx: the name of "
+                       "the session")
+notifications.register("vhost_ring_broken", "a driver spoilt its ring, which is not served until "
+                       "it resets it; ctx: the session's name")
 
 
 class Session:
@@ -59,6 +67,7 @@ class Session:
     async def run(self) -> None:
         """Serve the client until it goes or breaks the protocol."""
         log.info("vhost", f"{self.name}: connected")
+        notifications.send("vhost_session_connect", self.name, ctrlr=self.controller.name)
         try:
             await self.serve()
         except ProtocolError as error:
@@ -69,6 +78,7 @@ class Session:
             log.error(f"{self.name}: session ended by an internal error: {error!r}")
         finally:
             await self.release()
+            notifications.send("vhost_session_disconnect", self.name, ctrlr=self.controller.name)
         log.info("vhost", f"{self.name}: disconnected")
 
     async def serve(self) -> None:
@@ -107,6 +117,18 @@ class Session:
         what = BROKEN.get(number, "a descriptor chain or an index that cannot be")
         log.warning(f"{self.name}: ring {queue.index} is broken ({what}); it is not served until "
                     "the driver resets it")
+        notifications.send("vhost_ring_broken", self.name, ctrlr=self.controller.name,
+                           ring=queue.index, errno=number)
+
+    def config_changed(self) -> None:
+        """Tell the client that the config space is another, or say why it is not told."""
+        if self.backend_fd < 0 or not self.protocol_features >> ProtocolFeature.CONFIG & 1:
+            why = "it has not asked for that"
+        else:
+            why = tell_front_end(self.backend_fd, BackendRequest.CONFIG_CHANGE)
+        if why:
+            log.warning(f"{self.name}: the client is not told of the new size of "
+                        f"{self.controller.bdev_name}: {why}")
 
     # Messages
 

@@ -155,6 +155,7 @@ cdef class Bdev:
     cdef bdev_submit_fn submit          # the module's
     cdef int setup(self, uint64_t num_blocks, uint32_t block_size, uint32_t types,
                    bdev_submit_fn submit) except -1
+    cdef int set_size(self, uint64_t num_blocks) except -1
     cdef Channel channel_new(self, uint32_t lcore, void *ctx, bint writable)
     cdef int retire(self, Channel channel) except -1
     cdef int retire_histogram(self, Histogram histogram) except -1

@@ -256,6 +256,14 @@ cdef class Bdev:
         self.submit = submit
         return 0
 
+    cdef int set_size(self, uint64_t num_blocks) except -1:
+        """Have another size from the next request on; ValueError when no bdev has it."""
+        if num_blocks == 0 or num_blocks > (<uint64_t>1 << 62) // self.b.block_size:
+            raise ValueError(f"bdev {self.name} cannot have {num_blocks} blocks of "
+                             f"{self.b.block_size} bytes")
+        store_relaxed_u64(&self.b.num_blocks, num_blocks)
+        return 0
+
     cdef Channel channel_new(self, uint32_t lcore, void *ctx, bint writable):
         """A channel for one reactor; `writable` False leaves the modifying types out."""
         cdef Channel channel = Channel.__new__(Channel)

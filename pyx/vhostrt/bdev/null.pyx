@@ -24,3 +24,7 @@ cdef class NullBdev(Bdev):
         self.setup(num_blocks, block_size,
                    1 << BDEV_READ | 1 << BDEV_WRITE | 1 << BDEV_WRITE_ZEROES | 1 << BDEV_RESET,
                    null_submit)
+
+    def set_num_blocks(self, uint64_t num_blocks):
+        """Have another size from the next request on; ValueError when no bdev has it."""
+        self.set_size(num_blocks)

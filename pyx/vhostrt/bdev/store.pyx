@@ -13,7 +13,7 @@ import os
 import stat
 import struct
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, mmap
 from posix.unistd cimport close
@@ -171,6 +171,17 @@ cdef class FileBdev(Bdev):
         """Make one on a helper thread; the arguments are those of the class."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(None, functools.partial(cls, *args))
+
+    def set_num_blocks(self, uint64_t num_blocks):
+        """Have another size, as measured; ValueError when no bdev has it."""
+        self.set_size(num_blocks)
+
+    async def measured(self):
+        """Return how many blocks the file has now; OSError when they are not whole ones."""
+        loop = asyncio.get_running_loop()
+        num_blocks, _ = await loop.run_in_executor(None, measure, self.store.fd, self.filename,
+                                                   self.b.block_size)
+        return num_blocks
 
     async def close(self):
         """Close the file, on a helper thread: that may wait for the device."""
