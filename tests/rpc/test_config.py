@@ -136,6 +136,13 @@ def test_what_load_config_refuses(client, root, code, text):
     assert result(client, "bdev_get_bdevs") == []
 
 
+@pytest.mark.parametrize("entry", [1, {"method": "x"}], ids=["form", "unknown"])
+def test_an_error_does_not_grow_with_the_request(client, entry):
+    root = {"subsystems": [{"subsystem": "a", "config": [entry] * 20_000}]}
+    code, text = error(client, "load_config", **root)
+    assert code == -32602 and len(text) < 2000 and text.endswith("; and 19990 more")
+
+
 def test_what_was_made_before_an_error_stays(client):
     root = {"subsystems": [one("bdev_null_create", name="a", **NULL),
                            one("bdev_null_create", name="a", **NULL),

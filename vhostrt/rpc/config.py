@@ -18,6 +18,9 @@ from vhostrt.rpc.method import (
 from vhostrt.subsystem import SubsystemError
 
 
+SENTENCES_MAX = 10                      # of an error
+
+
 class GetConfig(Parameters):
     """name: of the subsystem.  with_batches: taken for SPDK's clients; there are no batches."""
 
@@ -61,7 +64,7 @@ async def load_config(rpc: Dispatcher, params: LoadConfig) -> bool:
     wrong: list[str] = []
     calls = list(read_subsystems(params.subsystems, Reader("", {}, wrong)))
     if wrong:
-        raise refuse("; ".join(wrong))
+        raise refuse(told(wrong))
     try:
         replay = Replay(calls, "", lambda name: rpc.states_of(name) if rpc.exposes(name) else None,
                         rpc.call, params.ignore_errors)
@@ -78,8 +81,14 @@ async def load_config(rpc: Dispatcher, params: LoadConfig) -> bool:
     except ConfigError as error:
         cause = error.__cause__
         raise RpcError(cause.code if isinstance(cause, RpcError) else INVALID_PARAMS,
-                       str(error)) from None
+                       told(error.lines)) from None
     return True
+
+
+def told(sentences: list[str]) -> str:
+    """Return sentences as one message, which does not grow with the request."""
+    more = len(sentences) - SENTENCES_MAX
+    return "; ".join(sentences[:SENTENCES_MAX]) + (f"; and {more} more" if more > 0 else "")
 
 
 def too_late(rpc: Dispatcher, replay: Replay) -> list[Call]:
