@@ -33,8 +33,11 @@ cdef struct part_t:                     # of one channel; its reactor's alone
     child_t children[CHILDREN]
 
 
-cdef int part_hand_on(part_t *part, bdev_io_t *io) noexcept nogil:
-    """Give a request to the base, with an unused child; the answer is bdev_submit's."""
+cdef int part_hand_on(part_t *part, bdev_io_t *io, uint64_t start) noexcept nogil:
+    """Give a request to the base, with an unused child; the answer is bdev_submit's.
+
+    start: ticks, when the base gets it.
+    """
     cdef child_t *child = <child_t *>part.unused
     cdef int rc
     part.unused = child.io.next
@@ -45,6 +48,7 @@ cdef int part_hand_on(part_t *part, bdev_io_t *io) noexcept nogil:
     # No overflow: bdev_submit has found the request inside the part, which is inside the base.
     child.io.offset_blocks = part.start + io.offset_blocks
     child.io.num_blocks = io.num_blocks
+    child.io.start = start
     child.io.done = part_done
     rc = bdev_submit(part.base, &child.io)
     if rc != 0:
@@ -56,7 +60,7 @@ cdef int part_hand_on(part_t *part, bdev_io_t *io) noexcept nogil:
 cdef int part_submit(bdev_channel_t *channel, bdev_io_t *io) noexcept nogil:
     cdef part_t *part = <part_t *>channel.ctx
     if part.unused is not NULL and part.first is NULL:
-        return part_hand_on(part, io)
+        return part_hand_on(part, io, io.start)
     io.next = NULL
     if part.first is NULL:
         part.first = io
@@ -72,17 +76,18 @@ cdef void part_done(bdev_io_t *io, int rc) noexcept nogil:
     cdef part_t *part = child.part
     cdef bdev_io_t *parent = child.parent
     cdef bdev_io_t *waiting
+    cdef uint64_t now = io.start + io.took
     cdef int answer
     io.next = part.unused
     part.unused = io
     while part.first is not NULL and part.unused is not NULL:
         waiting = part.first
         part.first = waiting.next
-        answer = part_hand_on(part, waiting)
+        answer = part_hand_on(part, waiting, now)
         if answer != 0:
-            bdev_io_done(waiting, min(answer, 0))
+            bdev_io_done(waiting, min(answer, 0), now)
     # Last: with the last request of a channel the channel may go.
-    bdev_io_done(parent, rc)
+    bdev_io_done(parent, rc, now)
 
 
 def uuid_of(base not None, uint64_t start, uint64_t num_blocks) -> str:
@@ -155,6 +160,6 @@ cdef class PartBdev(Bdev):
     async def close_channel(self, Channel channel not None):
         """Give a channel back, once.  No request may be in flight on it."""
         cdef Part part
-        self.check_idle(channel)
+        self.retire(channel)
         part, channel.station = channel.station, None
         await self.base.close_channel(part.base)
