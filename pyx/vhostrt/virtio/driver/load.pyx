@@ -496,6 +496,7 @@ cdef class Load:
         l.position = 0
         l.unflushed = 0
         l.closing = False
+        store_relaxed_u32(&l.stop, STOP_NO)
         l.now = l.started = l.ended = ticks_now()
         l.end = l.now + <uint64_t>(seconds * hz)
         l.ramping = ramp > 0
