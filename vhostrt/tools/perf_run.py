@@ -112,7 +112,6 @@ class Run:
             wrong = refusal(plan, self.front)
             if wrong:
                 raise TargetError(wrong)
-            # No back end of any kind looks at EVENT_IDX where nobody waits for its calls.
             self.rings = self._make_rings(undo)
             self.front.start(self.memory, self.rings)
             self.undo = undo.pop_all()
@@ -131,10 +130,13 @@ class Run:
         undo.callback(self.loads.clear)             # they hold the memory
         rings = []
         for index, (ring_at, lines_at, data_at) in enumerate(places):
-            kick, call = self._eventfd(undo), self._eventfd(undo) if plan.interrupt else -1
+            # Polling, the device is asked not to call; some have to have the descriptor all the
+            # same (libvhost-user fails at its first call without one).
+            kick, call = self._eventfd(undo), self._eventfd(undo)
             one = load.Load(self.memory.map, guest=GUEST, ring_at=ring_at, lines_at=lines_at,
                             data_at=data_at, size=size, depth=plan.depth, most=plan.longest,
-                            kick_fd=kick, call_fd=call, indirect=plan.indirect,
+                            kick_fd=kick, call_fd=call if plan.interrupt else -1,
+                            indirect=plan.indirect,
                             event_idx=self.front.has(Feature.EVENT_IDX))
             one.fill(plan.seed + index)
             self.loads.append(one)

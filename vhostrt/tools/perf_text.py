@@ -27,11 +27,11 @@ def size_text(size: int) -> str:
 
 
 def count_text(count: float) -> str:
-    """Return a number of four digits or so."""
-    for unit, name in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if count >= unit:
-            return f"{count / unit if unit > 1e4 else count / 1e3:.3g}{name}" if count < 1e3 * unit \
-                else f"{count / unit:.0f}{name}"
+    """Return a number in four characters or so."""
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= unit and count >= 1e4:
+            scaled = count / unit
+            return f"{scaled:.{max(0, 2 - len(str(int(scaled))) + 1)}f}{name}"
     return f"{count:.0f}"
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from vhostrt.vhost.client.connection import Connection, Refused, TargetError
 from vhostrt.vhost.client.memory import SharedMemory
-from vhostrt.vhost.messages import (ADDRESS, CONFIG, REGION, STATE, TABLE, U64, VRING_NO_FD,
-                                    Feature, ProtocolFeature, Request, bits)
+from vhostrt.vhost.messages import (ADDRESS, CONFIG, REGION, STATE, TABLE, U64, Feature,
+                                    ProtocolFeature, Request, bits)
 
 SECTOR = 512
 # Feature bits of the block device (virtio 1.4, 5.2.3).
@@ -40,7 +40,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Ring:
-    """One ring to be started: offsets in the shared memory, and eventfds; call -1: none."""
+    """One ring to be started: offsets in the shared memory, and eventfds."""
 
     index: int
     size: int
@@ -48,7 +48,7 @@ class Ring:
     avail: int
     used: int
     kick_fd: int
-    call_fd: int = -1
+    call_fd: int
 
 
 @dataclass
@@ -125,20 +125,14 @@ class BlkFrontEnd:
             connection.tell(Request.SET_VRING_BASE, STATE.pack(ring.index, 0))
             connection.tell(Request.SET_VRING_ADDR, ADDRESS.pack(
                 ring.index, 0, USER + ring.desc, USER + ring.used, USER + ring.avail, 0))
-            self._descriptor(Request.SET_VRING_CALL, ring.index, ring.call_fd)
-            self._descriptor(Request.SET_VRING_KICK, ring.index, ring.kick_fd)
+            connection.tell(Request.SET_VRING_CALL, U64.pack(ring.index), [ring.call_fd])
+            connection.tell(Request.SET_VRING_KICK, U64.pack(ring.index), [ring.kick_fd])
         self.rings = rings
         if self.has(Feature.PROTOCOL_FEATURES):
             for ring in rings:
                 connection.tell(Request.SET_VRING_ENABLE, STATE.pack(ring.index, 1))
         # Without acknowledgements a refusal shows as a closed connection, at the next answer.
         connection.ask_u64(Request.GET_FEATURES)
-
-    def _descriptor(self, request: Request, index: int, fd: int) -> None:
-        if fd < 0:
-            self.connection.tell(request, U64.pack(index | VRING_NO_FD))
-        else:
-            self.connection.tell(request, U64.pack(index), [fd])
 
     def stop(self) -> None:
         """Take the rings back; returns when the device touches the memory no more."""

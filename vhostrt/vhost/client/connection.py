@@ -25,6 +25,7 @@ WHY = {
     errno.EPROTOTYPE: "it is not a stream socket",
 }
 AT_ONCE = 0.0
+RETRY_S = 0.02
 
 
 class TargetError(Exception):
@@ -101,7 +102,8 @@ class Connection:
         self.sock.settimeout(self.timeout)
         try:
             sent = self.sock.sendmsg([data], ancillary)
-            self.sock.sendall(data[sent:])
+            if sent < len(data):
+                self.sock.sendall(data[sent:])
         except TimeoutError:
             raise TargetError(f"{self.name}: the target did not take {request.name} within "
                               f"{self.timeout:g} s") from None
@@ -139,18 +141,23 @@ class Connection:
 
 def connect(path: str, timeout: float) -> Connection:
     """Connect to a back end that listens."""
+    end = time.monotonic() + timeout
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.setblocking(False)
     try:
-        sock.settimeout(timeout)
-        sock.connect(path)
-    except TimeoutError:
+        while (number := sock.connect_ex(path)) == errno.EAGAIN:        # a full backlog
+            if time.monotonic() > end:
+                raise TargetError(f"socket {path}: the target did not accept a connection within "
+                                  f"{timeout:g} s")
+            time.sleep(RETRY_S)
+        if number:
+            raise TargetError(f"socket {path}: {WHY.get(number, os.strerror(number))}")
+    except OSError as error:            # such as a path that is too long
         sock.close()
-        raise TargetError(f"socket {path}: the target did not accept a connection within "
-                          f"{timeout:g} s") from None
-    except OSError as error:
+        raise TargetError(f"socket {path}: {error}") from None
+    except BaseException:
         sock.close()
-        why = WHY.get(error.errno or 0, error.strerror or str(error))
-        raise TargetError(f"socket {path}: {why}") from None
+        raise
     return Connection(sock, path, timeout)
 
 
