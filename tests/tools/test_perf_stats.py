@@ -64,7 +64,13 @@ def test_between_two_looks():
     part = between(later, earlier)
     assert (part.count, part.mean_us, part.min_us, part.max_us) == (2, 35, 30, 40)
     assert between(later, later).count == 0
-    assert between(earlier, later) is earlier, "the count has begun anew"
+    assert between(of(10, 20), Latency(HZ)).count == 2
+    assert between(Latency(HZ), later).count == 0
+
+
+@pytest.mark.parametrize("anew", [of(5), of(*[5] * 9)], ids=["fewer", "more"])
+def test_a_count_that_began_anew(anew):
+    assert between(anew, of(10, 20)) is anew
 
 
 def result(**more):
@@ -101,9 +107,8 @@ def test_report():
 def test_report_of_a_verification():
     faults = [(4096, 2, 3, 3, 4096)] * 2
     lines = perf_text.report(Plan("sock", verify=True), result(checked=10, wrong=5, faults=faults))
-    assert lines[-4:] == ["verified: 10 sectors, 5 of them wrong",
-                          "  byte 4096: the sector is damaged", "  byte 4096: the sector is damaged",
-                          "  and 3 more"]
+    fault = "  byte 4096: the sector is damaged"
+    assert lines[-4:] == ["verified: 10 sectors, 5 of them wrong", fault, fault, "  and 3 more"]
 
 
 def test_a_report_of_nothing():

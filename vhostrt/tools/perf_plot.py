@@ -27,7 +27,8 @@ def course(rates: Any, times: Any, result: Result) -> None:
         times.plot(at, values, label=name)
     times.set_ylabel("latency, us")
     times.set_xlabel("seconds")
-    times.set_ylim(bottom=0)
+    times.set_yscale("log")
+    times.grid(True, which="major", alpha=0.4)
     times.legend()
 
 

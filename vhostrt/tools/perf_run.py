@@ -169,7 +169,7 @@ class Run:
         result = self._result()
         if verifies and not self.failure and not self.signals.count:
             for one in self.loads:
-                one.prepare(seconds=FOREVER_S, check=True)
+                one.prepare(seconds=FOREVER_S, recheck=True)
             self._work(lambda moment: None)
             for status, count in self._errors().items():
                 result.errors[status] = result.errors.get(status, 0) + count

@@ -72,15 +72,17 @@ def merged(hz: int, parts: Iterable[Latency]) -> Latency:
 
 def between(later: Latency, earlier: Latency) -> Latency:
     """Return what came between two looks; the extremes are those of the buckets."""
-    if earlier.count > later.count:     # the count began anew meanwhile: the ramp was over
-        earlier = Latency(later.hz)
-    if not earlier.buckets:
+    if not earlier.count:
         return later
+    if not later.count:
+        return Latency(later.hz)
     buckets = [b - a for a, b in zip(earlier.buckets, later.buckets, strict=True)]
     used = [i for i, count in enumerate(buckets) if count]
+    if any(buckets[i] < 0 for i in used):
+        return later                    # the count began anew meanwhile: the ramp was over
     if not used:
         return Latency(later.hz)
-    return Latency(later.hz, later.count - earlier.count, later.bytes - earlier.bytes,
+    return Latency(later.hz, sum(buckets), later.bytes - earlier.bytes,
                    later.ticks - earlier.ticks, latency.bounds(used[0])[0],
                    latency.bounds(used[-1])[1] - 1, buckets)
 

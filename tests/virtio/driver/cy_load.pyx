@@ -261,7 +261,7 @@ def test_the_time_is_over():
             rig.answer(head)
         rig.show()
         assert time.monotonic() < end
-    first, last = rig.load.span
+    first, _ = rig.load.span
     rig.load.run()
     assert rig.load.inflight == 0 and rig.load.span[1] - first >= 0.05 * hz()
 
@@ -287,7 +287,7 @@ def test_the_ramp_is_not_counted():
 def test_a_rate(pace_s, pace_bytes):
     rig = begin(ios=50, pace_s=pace_s, pace_bytes=pace_bytes)
     rig.serve(most=1 << 40)
-    first, last = rig.load.span
+    first, _ = rig.load.span
     # 49 times the pace, less the 10 ms that may be made good for.
     assert (rig.now - first) / hz() > 49 * 0.002 - 0.011
 
@@ -353,7 +353,7 @@ def written(**job):
 
 def checked(rig):
     """Have what was written read once more; return what was found."""
-    rig.load.prepare(seconds=FOREVER, check=True)
+    rig.load.prepare(seconds=FOREVER, recheck=True)
     rig.serve()
     return rig.load.verified()
 
@@ -386,7 +386,7 @@ def test_no_two_requests_in_flight_touch_each_other():
 
 def test_a_corruption_is_found():
     rig = written(ios=100)
-    kind, at, n = rig.seen[-1]
+    _, at, _ = rig.seen[-1]
     rig.disk[at + 700] ^= 4
     _, wrong, [(offset, kind, *_)] = checked(rig)
     assert (wrong, offset, kind) == (1, at + 512, 2)

@@ -10,9 +10,8 @@ from vhostrt.base.check cimport check, static_check
 from vhostrt.base.errors cimport ok
 from vhostrt.base.ticks cimport ticks_hz, ticks_now
 from vhostrt.virtio.driver.latency cimport (LATENCY_BUCKETS, latency_add, latency_reset)
-from vhostrt.virtio.driver.pattern cimport (PATTERN_OK, PATTERN_SECTOR, PATTERN_WORDS, mix64,
-                                            pattern_check, pattern_fault_t, pattern_fill,
-                                            pattern_t)
+from vhostrt.virtio.driver.pattern cimport (PATTERN_OK, PATTERN_SECTOR, mix64, pattern_check,
+                                            pattern_fault_t, pattern_fill, pattern_t)
 from vhostrt.virtio.driver.split cimport (driver_add, driver_add_indirect, driver_buffer_t,
                                           driver_calls_off, driver_calls_on, driver_done,
                                           driver_fini, driver_init, driver_publish,
@@ -70,7 +69,7 @@ cdef void units_take(load_t *l, slot_t *s, uint64_t data) noexcept nogil:
     cdef uint64_t first = (s.offset - l.base) // l.unit
     cdef uint64_t words = data
     cdef uint64_t i
-    cdef uint32_t j
+    cdef uint32_t _
     cdef pattern_t p
     p.seed = l.seed
     p.offset = s.offset
@@ -79,7 +78,7 @@ cdef void units_take(load_t *l, slot_t *s, uint64_t data) noexcept nogil:
             # 0 is left out when it wraps: it means that nothing is known.
             l.generation[i] = max(<uint32_t>1, (l.generation[i] + 1) & GENERATION_MASK)
             p.generation = l.generation[i]
-            for j in range(l.unit // PATTERN_SECTOR):
+            for _ in range(l.unit // PATTERN_SECTOR):
                 pattern_fill(<uint64_t *>words, &p)
                 words += PATTERN_SECTOR
                 p.offset += PATTERN_SECTOR
@@ -90,8 +89,8 @@ cdef void units_check(load_t *l, const pattern_t *p, uint64_t words) noexcept no
     """Check one unit that was read."""
     cdef pattern_t sector = p[0]
     cdef pattern_fault_t fault
-    cdef uint32_t j
-    for j in range(l.unit // PATTERN_SECTOR):
+    cdef uint32_t _
+    for _ in range(l.unit // PATTERN_SECTOR):
         l.checked += 1
         if pattern_check(<const uint64_t *>words, &sector, &fault) != PATTERN_OK:
             l.fault_count += 1
@@ -439,36 +438,36 @@ cdef class Load:
         unit: bytes of which the content is tracked and verified; 0: not.  check_all: what is read
         was written by an earlier run.
         """
-        cdef load_t *l = self.l
+        cdef load_t *t = self.l
         cdef uint32_t i
         whole = sum(weight for _, weight in sizes)
         if not 0 < len(sizes) <= SIZES_MAX or whole <= 0:
             raise ValueError(f"from 1 to {SIZES_MAX} block sizes, with weights")
         below = 0
         for i, (length, weight) in enumerate(sizes):
-            if not 0 < length <= min(l.data_stride, area) or length % (unit or 1):
+            if not 0 < length <= min(t.data_stride, area) or length % (unit or 1):
                 raise ValueError(f"a block of {length} bytes does not fit")
             below += weight
-            l.sizes[i].length = length
-            l.sizes[i].blocks = area // <uint64_t>length
-            l.sizes[i].below = (below << 32) // whole
-        l.size_count = len(sizes)
-        l.base = base
-        l.area = area
-        l.read_below = round(reads * (1 << 32))
-        l.other = other
-        l.random = random
-        l.flush_every = flush_every
-        l.random_state = mix64(seed)
-        l.seed = <uint32_t>seed
-        l.check_all = check_all
-        free(l.generation)
-        l.generation = NULL
-        l.unit = unit
-        l.units = area // unit if unit else 0
+            t.sizes[i].length = length
+            t.sizes[i].blocks = area // <uint64_t>length
+            t.sizes[i].below = (below << 32) // whole
+        t.size_count = len(sizes)
+        t.base = base
+        t.area = area
+        t.read_below = round(reads * (1 << 32))
+        t.other = other
+        t.random = random
+        t.flush_every = flush_every
+        t.random_state = mix64(seed)
+        t.seed = <uint32_t>seed
+        t.check_all = check_all
+        free(t.generation)
+        t.generation = NULL
+        t.unit = unit
+        t.units = area // unit if unit else 0
         if unit:
-            l.generation = <uint32_t *>calloc(l.units, sizeof(uint32_t))
-            if l.generation is NULL:
+            t.generation = <uint32_t *>calloc(t.units, sizeof(uint32_t))
+            if t.generation is NULL:
                 raise MemoryError
 
     def fill(self, uint64_t seed):
@@ -480,35 +479,35 @@ cdef class Load:
                 words[i] = mix64(seed + i)
 
     def prepare(self, *, double seconds, double ramp=0, ios=None, double pace_s=0,
-                bint pace_bytes=False, bint check=False):
+                bint pace_bytes=False, bint recheck=False):
         """Begin the count anew, before run().
 
         seconds: until no more is sent, from now on.  ramp: of them, seconds that are not counted.
         ios: requests behind the ramp; None: any number.  pace_s: seconds of a request, or of a
-        byte; 0: as fast as can be.  check: read once what was written.
+        byte; 0: as fast as can be.  recheck: read once what was written.
         """
-        cdef load_t *l = self.l
+        cdef load_t *t = self.l
         cdef uint64_t hz = ticks_hz()
         cdef int i
-        if self.running or l.inflight:
+        if self.running or t.inflight:
             ok(-EBUSY, "a load that runs")
-        l.phase = PHASE_CHECK if check else PHASE_RUN
-        l.position = 0
-        l.unflushed = 0
-        l.closing = False
-        store_relaxed_u32(&l.stop, STOP_NO)
-        l.now = l.started = l.ended = ticks_now()
-        l.end = l.now + <uint64_t>(seconds * hz)
-        l.ramping = ramp > 0
-        l.ramp_end = l.now + <uint64_t>(ramp * hz)
-        l.ios = UINT64_MAX if ios is None else ios
-        l.left = UINT64_MAX if l.ramping else l.ios
-        l.pace = pace_s * hz
-        l.pace_bytes = pace_bytes
-        l.due = l.now
-        memset(l.errors, 0, sizeof(l.errors))
+        t.phase = PHASE_CHECK if recheck else PHASE_RUN
+        t.position = 0
+        t.unflushed = 0
+        t.closing = False
+        store_relaxed_u32(&t.stop, STOP_NO)
+        t.now = t.started = t.ended = ticks_now()
+        t.end = t.now + <uint64_t>(seconds * hz)
+        t.ramping = ramp > 0
+        t.ramp_end = t.now + <uint64_t>(ramp * hz)
+        t.ios = UINT64_MAX if ios is None else ios
+        t.left = UINT64_MAX if t.ramping else t.ios
+        t.pace = pace_s * hz
+        t.pace_bytes = pace_bytes
+        t.due = t.now
+        memset(t.errors, 0, sizeof(t.errors))
         for i in range(OPS):
-            latency_reset(&l.ops[i])
+            latency_reset(&t.ops[i])
 
     def run(self) -> None:
         """Do it; returns when it is over.  On a thread of its own."""
