@@ -45,14 +45,14 @@ def run(uint16_t depth, uint64_t requests, uint16_t size=512, most=4096, reads=1
                depth=depth, most=most, kick_fd=-1)
     one.job(base=0, area=DISK, sizes=sizes or [(most, 1)], reads=reads, unit=unit)
     one.prepare(seconds=1000, ios=requests)
-    s.desc = one.l.driver.desc
-    s.avail = one.l.driver.avail
-    s.used = one.l.driver.used
+    s.desc = one.t.driver.desc
+    s.avail = one.t.driver.avail
+    s.used = one.t.driver.used
     s.size = size
     s.next_avail = s.next_used = s.published = s.signalled = 0
     s.event_idx = s.signalled_valid = False
     s.used.flags = 1                    # as a target that polls, it wants no kicks
     with nogil:
-        while not (one.l.closing and one.l.inflight == 0):
-            load_turn(one.l)
+        while not (one.t.closing and one.t.inflight == 0):
+            load_turn(one.t)
             answer(&s, &memory[0], guest)

@@ -143,7 +143,7 @@ def test_a_result_that_cannot_be_written(disk, tmp_path):
 # Verification
 
 @pytest.mark.parametrize("words", [
-    ["--rw", "randwrite"], ["--rw", "randrw", "--bs", "512,4k,20k"], ["--rw", "rw", "-n", 2],
+    ["--rw", "randwrite"], ["--rw", "randrw", "--bs", "512,4k,20k"], ["--rw", "rw", "-n", "2"],
     ["--rw", "randwrite", "--interrupt", "--indirect"]], ids=lambda words: " ".join(words))
 def test_what_was_written_is_there(target, words):
     found = perf_json(target.socket(FILE), *words, "--verify", "--ios", 3000)

@@ -41,9 +41,9 @@ cdef class Rig:
         self.load = Load(self.map, guest=GUEST, ring_at=0, lines_at=lines, data_at=data, size=size,
                          depth=depth, most=most, kick_fd=self.kick, call_fd=self.fd_call,
                          indirect=indirect, event_idx=event_idx)
-        self.s.desc = self.load.l.driver.desc
-        self.s.avail = self.load.l.driver.avail
-        self.s.used = self.load.l.driver.used
+        self.s.desc = self.load.t.driver.desc
+        self.s.avail = self.load.t.driver.avail
+        self.s.used = self.load.t.driver.used
         self.s.size = size
         self.s.event_idx = event_idx
         self.disk = bytearray(DISK)
@@ -56,7 +56,7 @@ cdef class Rig:
             os.close(self.fd_call)
 
     def turn(self):
-        return load_turn(self.load.l)
+        return load_turn(self.load.t)
 
     def buffers(self, head):
         """Return [(offset in the memory, length, writable)] of a chain."""
@@ -64,7 +64,7 @@ cdef class Rig:
         cdef vring_desc *table = self.s.desc
         found = []
         if d.flags & INDIRECT:
-            table = <vring_desc *>(<char *>self.load.l.lines + (d.addr - self.load.l.lines_guest))
+            table = <vring_desc *>(<char *>self.load.t.lines + (d.addr - self.load.t.lines_guest))
             assert d.len == 48
             d = table[0]
         while True:
@@ -113,7 +113,7 @@ cdef class Rig:
             for head in self.waiting():
                 self.answer(head)
             self.show()
-            if self.load.l.closing and not self.load.l.inflight:
+            if self.load.t.closing and not self.load.t.inflight:
                 return
         raise AssertionError("it does not end")
 
@@ -125,25 +125,25 @@ cdef class Rig:
     def in_flight(self):
         """Return (byte, length) of every request that is with the device."""
         cdef Load one = self.load
-        busy = set(range(one.l.depth)) - {one.l.free_slots[i]
-                                          for i in range(one.l.depth - one.l.inflight)}
-        return [(one.l.slots[<uint16_t>i].offset, one.l.slots[<uint16_t>i].length) for i in busy]
+        busy = set(range(one.t.depth)) - {one.t.free_slots[i]
+                                          for i in range(one.t.depth - one.t.inflight)}
+        return [(one.t.slots[<uint16_t>i].offset, one.t.slots[<uint16_t>i].length) for i in busy]
 
     @property
     def closing(self):
-        return self.load.l.closing
+        return self.load.t.closing
 
     @property
     def ramping(self):
-        return self.load.l.ramping
+        return self.load.t.ramping
 
     @property
     def ramp_end(self):
-        return self.load.l.ramp_end
+        return self.load.t.ramp_end
 
     @property
     def now(self):
-        return self.load.l.now
+        return self.load.t.now
 
 
 def begin(ios=100, seconds=FOREVER, ramp=0, pace_s=0, pace_bytes=False, depth=4, size=16,

@@ -131,6 +131,6 @@ cdef void load_run(load_t *l) noexcept nogil
 
 
 cdef class Load:
-    cdef load_t *l                      # owned
+    cdef load_t *t                      # owned
     cdef object memory                  # keeps the shared memory alive
     cdef bint running

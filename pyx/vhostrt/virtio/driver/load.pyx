@@ -387,46 +387,46 @@ cdef class Load:
         if max(ring_at + driver_ring_bytes(size), lines_at + depth * sizeof(line_t),
                data_at + <uint64_t>depth * most) > <uint64_t>memory.shape[0]:
             raise ValueError("the memory is too short")
-        self.l = <load_t *>calloc(1, sizeof(load_t))
-        if self.l is NULL:
+        self.t = <load_t *>calloc(1, sizeof(load_t))
+        if self.t is NULL:
             raise MemoryError
-        ok(driver_init(&self.l.driver, &memory[ring_at], size, event_idx), f"ring of {size}")
-        self.l.free_slots = <uint16_t *>calloc(depth, sizeof(uint16_t))
-        self.l.slot_of = <uint16_t *>calloc(size, sizeof(uint16_t))
-        self.l.slots = <slot_t *>calloc(depth, sizeof(slot_t))
-        if self.l.free_slots is NULL or self.l.slot_of is NULL or self.l.slots is NULL:
+        ok(driver_init(&self.t.driver, &memory[ring_at], size, event_idx), f"ring of {size}")
+        self.t.free_slots = <uint16_t *>calloc(depth, sizeof(uint16_t))
+        self.t.slot_of = <uint16_t *>calloc(size, sizeof(uint16_t))
+        self.t.slots = <slot_t *>calloc(depth, sizeof(slot_t))
+        if self.t.free_slots is NULL or self.t.slot_of is NULL or self.t.slots is NULL:
             raise MemoryError
         for i in range(depth):
-            self.l.free_slots[i] = depth - 1 - i
-        self.l.depth = depth
-        self.l.lines = <line_t *>&memory[lines_at]
-        self.l.lines_guest = guest + lines_at
-        self.l.data = &memory[data_at]
-        self.l.data_guest = guest + data_at
-        self.l.data_stride = most
-        self.l.indirect = indirect
-        self.l.kick_fd = kick_fd
-        self.l.call_fd = call_fd
-        self.l.other = OP_WRITE
+            self.t.free_slots[i] = depth - 1 - i
+        self.t.depth = depth
+        self.t.lines = <line_t *>&memory[lines_at]
+        self.t.lines_guest = guest + lines_at
+        self.t.data = &memory[data_at]
+        self.t.data_guest = guest + data_at
+        self.t.data_stride = most
+        self.t.indirect = indirect
+        self.t.kick_fd = kick_fd
+        self.t.call_fd = call_fd
+        self.t.other = OP_WRITE
         for i in range(OPS):
-            latency_reset(&self.l.ops[i])
+            latency_reset(&self.t.ops[i])
 
     def __dealloc__(self):
-        if self.l is not NULL:
-            driver_fini(&self.l.driver)
-            free(self.l.free_slots)
-            free(self.l.slot_of)
-            free(self.l.slots)
-            free(self.l.generation)
-            free(self.l)
+        if self.t is not NULL:
+            driver_fini(&self.t.driver)
+            free(self.t.free_slots)
+            free(self.t.slot_of)
+            free(self.t.slots)
+            free(self.t.generation)
+            free(self.t)
 
     @property
     def ring(self) -> tuple:
         """Offsets in the memory of (descriptors, available ring, used ring)."""
         cdef uint8_t[::1] memory = self.memory
         cdef char *start = <char *>&memory[0]
-        return (<char *>self.l.driver.desc - start, <char *>self.l.driver.avail - start,
-                <char *>self.l.driver.used - start)
+        return (<char *>self.t.driver.desc - start, <char *>self.t.driver.avail - start,
+                <char *>self.t.driver.used - start)
 
     def job(self, *, uint64_t base, uint64_t area, sizes, reads, int other=OP_WRITE,
             bint random=True, uint32_t flush_every=0, uint32_t unit=0, uint64_t seed=0,
@@ -438,7 +438,7 @@ cdef class Load:
         unit: bytes of which the content is tracked and verified; 0: not.  check_all: what is read
         was written by an earlier run.
         """
-        cdef load_t *t = self.l
+        cdef load_t *t = self.t
         cdef uint32_t i
         whole = sum(weight for _, weight in sizes)
         if not 0 < len(sizes) <= SIZES_MAX or whole <= 0:
@@ -472,10 +472,10 @@ cdef class Load:
 
     def fill(self, uint64_t seed):
         """Put bytes that are hard to compress into the data of every request."""
-        cdef uint64_t *words = <uint64_t *>self.l.data
+        cdef uint64_t *words = <uint64_t *>self.t.data
         cdef uint64_t i
         with nogil:
-            for i in range(self.l.depth * self.l.data_stride // sizeof(uint64_t)):
+            for i in range(self.t.depth * self.t.data_stride // sizeof(uint64_t)):
                 words[i] = mix64(seed + i)
 
     def prepare(self, *, double seconds, double ramp=0, ios=None, double pace_s=0,
@@ -486,7 +486,7 @@ cdef class Load:
         ios: requests behind the ramp; None: any number.  pace_s: seconds of a request, or of a
         byte; 0: as fast as can be.  recheck: read once what was written.
         """
-        cdef load_t *t = self.l
+        cdef load_t *t = self.t
         cdef uint64_t hz = ticks_hz()
         cdef int i
         if self.running or t.inflight:
@@ -513,12 +513,12 @@ cdef class Load:
         """Do it; returns when it is over.  On a thread of its own."""
         self.running = True
         with nogil:
-            load_run(self.l)
+            load_run(self.t)
         self.running = False
 
     def stop(self, bint at_once=False) -> None:
         """Have it send no more, or end without waiting for what is in flight."""
-        store_relaxed_u32(&self.l.stop, STOP_NOW if at_once else STOP_DRAIN)
+        store_relaxed_u32(&self.t.stop, STOP_NOW if at_once else STOP_DRAIN)
 
     # Figures, also while it runs.
 
@@ -527,8 +527,8 @@ cdef class Load:
         cdef uint64_t failed = 0
         cdef int i
         for i in range(STATUSES):
-            failed += load_relaxed_u64(&self.l.errors[i])
-        return (*[(load_relaxed_u64(&self.l.ops[i].count), load_relaxed_u64(&self.l.ops[i].bytes))
+            failed += load_relaxed_u64(&self.t.errors[i])
+        return (*[(load_relaxed_u64(&self.t.ops[i].count), load_relaxed_u64(&self.t.ops[i].bytes))
                   for i in range(OPS)], failed)
 
     def latency(self, uint32_t op) -> tuple:
@@ -536,7 +536,7 @@ cdef class Load:
         cdef int i
         if op >= OPS:
             raise ValueError(f"there is no kind {op}")
-        o = &self.l.ops[op]
+        o = &self.t.ops[op]
         return (load_relaxed_u64(&o.count), load_relaxed_u64(&o.bytes),
                 load_relaxed_u64(&o.ticks), load_relaxed_u64(&o.least),
                 load_relaxed_u64(&o.most),
@@ -545,27 +545,27 @@ cdef class Load:
     def errors(self) -> dict:
         """Return how many requests came back with each status that is not OK."""
         cdef int i
-        return {i: self.l.errors[i] for i in range(STATUSES) if self.l.errors[i]}
+        return {i: self.t.errors[i] for i in range(STATUSES) if self.t.errors[i]}
 
     def verified(self) -> tuple:
         """Return (sectors checked, sectors found wrong, the first of these as (offset, kind,
         generation wanted, generation found, offset that it tells))."""
         cdef uint32_t i
-        cdef pattern_fault_t *f = self.l.faults
-        return (self.l.checked, self.l.fault_count,
+        cdef pattern_fault_t *f = self.t.faults
+        return (self.t.checked, self.t.fault_count,
                 [(f[i].offset, f[i].kind, f[i].wanted, f[i].found, f[i].belongs)
-                 for i in range(self.l.faults_kept)])
+                 for i in range(self.t.faults_kept)])
 
     @property
     def inflight(self) -> int:
-        return load_relaxed_u32(&self.l.inflight)
+        return load_relaxed_u32(&self.t.inflight)
 
     @property
     def broken(self) -> int:
         """-errno when the device broke the ring, else 0."""
-        return self.l.broken
+        return self.t.broken
 
     @property
     def span(self) -> tuple:
         """(first, last) tick of what was counted."""
-        return self.l.started, self.l.ended
+        return self.t.started, self.t.ended
