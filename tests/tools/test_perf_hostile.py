@@ -162,15 +162,26 @@ def test_a_queue_of_connections_that_is_full(path):
             assert "within 0.5 s" in refused(path, *QUICK)
 
 
-def test_ctrl_c_while_it_waits(path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_it_waits_for_an_answer(path, number):
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen(1)
-        run = start(path, "--timeout", 2)
+        run = start(path, "--timeout", 1000)
         with listener.accept()[0]:
-            run.send_signal(signal.SIGINT)
-            _, err = run.communicate(timeout=60)
-    assert run.returncode == 1 and "did not answer" in err
+            run.send_signal(number)
+            out, err = run.communicate(timeout=60)
+    assert (run.returncode, out, err) == (130, "", "")
+
+
+def test_a_signal_while_it_waits_for_a_target(path):
+    run = start(path, "--listen", "--timeout", 1000)
+    while not path.exists():
+        assert run.poll() is None
+        threading.Event().wait(0.02)
+    run.send_signal(signal.SIGTERM)
+    out, err = run.communicate(timeout=60)
+    assert (run.returncode, out, err) == (130, "", "") and not path.exists()
 
 
 def test_features_that_nobody_knows(path):

@@ -65,7 +65,7 @@ def main(words: list[str] | None = None) -> int:
     except BrokenPipeError:
         return 0                        # who reads has seen enough
     except KeyboardInterrupt:
-        return STOPPED                  # before the run began
+        return STOPPED                  # before the run, or behind it
     except OSError as error:
         complain(f"the result cannot be written: {error.filename or 'stdout'}: {error.strerror}")
         return 1

@@ -27,10 +27,12 @@ Show = Callable[[Moment], None]
 
 
 class Signals:
-    """Ctrl-C and SIGTERM: the first ends the run in order, a second at once."""
+    """Ctrl-C and SIGTERM: while it is running the first ends the run in order, a second at once;
+    before and after that they are a KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.count = 0
+        self.running = False
         self.before: dict[int, object] = {}
 
     def __enter__(self) -> Self:
@@ -43,6 +45,8 @@ class Signals:
             signal.signal(number, handler)      # type: ignore[arg-type]
 
     def _come(self, *_: object) -> None:
+        if not self.running:
+            raise KeyboardInterrupt
         self.count += 1
 
 
@@ -152,6 +156,13 @@ class Run:
 
     def go(self, show: Show) -> Result:
         """Do what the plan says; show() gets every second."""
+        self.signals.running = True
+        try:
+            return self._go(show)
+        finally:
+            self.signals.running = False
+
+    def _go(self, show: Show) -> Result:
         plan = self.plan
         ours = share(plan, self.front)
         verifies = plan.verify and plan.writes

@@ -161,13 +161,22 @@ def connect(path: str, timeout: float) -> Connection:
     return Connection(sock, path, timeout)
 
 
+def remove(path: str) -> None:
+    """Remove a socket file that may not have come into being."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
 def accept(path: str, timeout: float) -> Connection:
     """Listen on a path that is not there yet, and wait for one back end that connects to it."""
     with contextlib.ExitStack() as undo:
         listener = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         try:
+            if os.path.lexists(path):
+                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+            # Before the file is there, as a signal may come as soon as it is.
+            undo.callback(remove, path)
             listener.bind(path)
-            undo.callback(os.unlink, path)
             listener.listen(1)
             listener.settimeout(timeout)
             sock, _ = listener.accept()
