@@ -46,6 +46,7 @@ cdef extern from "vhostrt/base/atomics.h" nogil:
     void prefetch_write "vh_prefetch_write"(const void *p)
 
     void read_once_16 "vh_read_once_16"(void *to, const void *source)
+    uint8_t read_once_u8 "vh_load_relaxed"(const uint8_t *p)
     uint16_t read_once_u16 "vh_load_relaxed"(const uint16_t *p)
     uint32_t read_once_u32 "vh_load_relaxed"(const uint32_t *p)
     uint64_t read_once_u64 "vh_load_relaxed"(const uint64_t *p)

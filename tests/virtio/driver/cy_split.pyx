@@ -5,16 +5,17 @@ import pytest
 from libc.errno cimport EINVAL, ENOSPC, EPROTO
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
-from vhostrt.virtio.driver.split cimport (driver_add, driver_buffer_t, driver_done, driver_fini,
-                                          driver_init, driver_publish, driver_ring_bytes, driver_t,
-                                          driver_take)
+from vhostrt.virtio.driver.split cimport (driver_add, driver_add_indirect, driver_buffer_t,
+                                          driver_calls_off, driver_calls_on, driver_done,
+                                          driver_fini, driver_init, driver_publish,
+                                          driver_ring_bytes, driver_t, driver_take)
 from vhostrt.virtio.split cimport (VRING_USED_F_NO_NOTIFY, split_available, split_head,
-                                   split_publish, split_push, split_t)
+                                   split_publish, split_push, split_t, vring_desc)
 
 cdef extern from "<stdlib.h>" nogil:
     void *aligned_alloc(size_t align, size_t size)
 
-NEXT, WRITE = 1, 2
+NEXT, WRITE, INDIRECT = 1, 2, 4
 
 
 cdef class Driver:
@@ -219,3 +220,49 @@ def test_the_event_says_when_to_kick(start, at):
     driver.add((0x1000, 1, False))
     driver.add((0x1000, 1, False))
     assert driver.publish() == (at in (0, 1))
+
+
+def test_a_chain_with_a_table_of_its_own():
+    cdef Driver driver = Driver(2)
+    cdef driver_buffer_t buffers[3]
+    cdef vring_desc table[3]
+    cdef int i
+    for i in range(3):
+        buffers[i] = driver_buffer_t(0x1000 * (i + 1), 8 + i, i > 0)
+    heads = [driver_add_indirect(&driver.d, table, 0x9000, buffers, 3) for _ in range(3)]
+    assert heads[2] == -ENOSPC and sorted(heads[:2]) == [0, 1]
+    assert [driver.chain(head) for head in heads[:2]] == [[(0x9000, 48, INDIRECT)]] * 2
+    assert [(table[i].addr, table[i].len, table[i].flags, table[i].next) for i in range(2)] == [
+        (0x1000, 8, NEXT, 1), (0x2000, 9, NEXT | WRITE, 2)]
+    assert (table[2].addr, table[2].len, table[2].flags) == (0x3000, 10, WRITE)
+    driver.publish()
+    for head in reversed(driver.pop()):
+        driver.give_back(head)
+    driver.show()
+    assert [driver.take()[0] for _ in range(2)] == heads[1::-1]
+    assert driver.d.free_count == 2
+
+
+# Calls
+
+@pytest.mark.parametrize("event_idx", [False, True])
+@pytest.mark.parametrize("start", [0, 65535])
+def test_calls_are_wanted_or_not(start, event_idx):
+    cdef Driver driver = Driver(8, event_idx)
+    driver.start_at(start)
+    driver.s.signalled_valid = True     # past the first decision, which is always for a call
+    heads = [driver.add((0x1000, 1, False)) for _ in range(3)]
+    driver.publish()
+    driver.pop()
+    driver_calls_off(&driver.d)
+    driver.give_back(heads[0])
+    assert not driver.show(), "a call, where none was wanted"
+    assert driver_calls_on(&driver.d), "one is back already"
+    assert driver.take() == (heads[0], 0)
+    assert not driver_calls_on(&driver.d)
+    driver.give_back(heads[1])
+    assert driver.show(), "no call, where one was waited for"
+    driver_calls_off(&driver.d)
+    driver.take()
+    driver.give_back(heads[2])
+    assert not driver.show()

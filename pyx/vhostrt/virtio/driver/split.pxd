@@ -9,8 +9,9 @@ Fails:    driver_add answers -ENOSPC when there are too few free descriptors; dr
 from libc.errno cimport ENOSPC, EPROTO
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from vhostrt.base.atomics cimport (fence_full, load_acquire_u16, read_once_u16, read_once_u32,
-                                   store_release_u16)
-from vhostrt.virtio.split cimport (VRING_DESC_F_NEXT, VRING_DESC_F_WRITE, VRING_USED_F_NO_NOTIFY,
+                                   store_relaxed_u16, store_release_u16)
+from vhostrt.virtio.split cimport (VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT,
+                                   VRING_DESC_F_NEXT, VRING_DESC_F_WRITE, VRING_USED_F_NO_NOTIFY,
                                    vring_avail, vring_desc, vring_need_event, vring_used)
 
 cdef struct driver_buffer_t:
@@ -62,6 +63,34 @@ cdef inline int driver_add(driver_t *d, const driver_buffer_t *buffers, uint16_t
     return head
 
 
+cdef inline int driver_add_indirect(driver_t *d, vring_desc *table, uint64_t guest,
+                                    const driver_buffer_t *buffers, uint16_t n) noexcept nogil:
+    """As driver_add, with the buffers in a table of their own: one descriptor of the ring.
+
+    table: n descriptors of memory that the device sees at `guest`, until the chain is taken back.
+    """
+    cdef uint16_t head = d.free_head
+    cdef uint16_t i
+    if d.free_count == 0:
+        return -ENOSPC
+    for i in range(n):
+        table[i].addr = buffers[i].guest
+        table[i].len = buffers[i].length
+        table[i].flags = ((VRING_DESC_F_NEXT if i + 1 < n else 0)
+                          | (VRING_DESC_F_WRITE if buffers[i].writable else 0))
+        table[i].next = i + 1
+    d.desc[head].addr = guest
+    d.desc[head].len = n * <uint32_t>sizeof(vring_desc)
+    d.desc[head].flags = VRING_DESC_F_INDIRECT
+    d.desc[head].next = 0
+    d.free_head = d.next[head]
+    d.free_count -= 1
+    d.length[head] = 1
+    d.avail.ring[d.next_avail & (d.size - 1)] = head
+    d.next_avail += 1
+    return head
+
+
 cdef inline bint driver_publish(driver_t *d) noexcept nogil:
     """Show the device what was added; return whether it wants a kick for it."""
     cdef uint16_t old = d.published
@@ -101,3 +130,23 @@ cdef inline int driver_take(driver_t *d, uint32_t *written) noexcept nogil:
     d.free_head = <uint16_t>head
     d.last_used += 1
     return <int>head
+
+
+cdef inline void driver_calls_off(driver_t *d) noexcept nogil:
+    """Ask the device not to interrupt.  With EVENT_IDX an event left behind does that (but for one
+    interrupt in 65536)."""
+    if d.event_idx:
+        store_relaxed_u16(&d.avail.ring[d.size], d.last_used - 1)
+    else:
+        store_relaxed_u16(&d.avail.flags, VRING_AVAIL_F_NO_INTERRUPT)
+
+
+cdef inline bint driver_calls_on(driver_t *d) noexcept nogil:
+    """Ask the device to interrupt for the next chain; return whether one is back already."""
+    if d.event_idx:
+        store_relaxed_u16(&d.avail.ring[d.size], d.last_used)
+    else:
+        store_relaxed_u16(&d.avail.flags, 0)
+    # The device publishes used.idx, fences, and reads the flag or event; we do the reverse.
+    fence_full()
+    return load_acquire_u16(&d.used.idx) != d.last_used

@@ -1,0 +1,1 @@
+"""The front end's side of vhost-user: what a virtual machine monitor does, for clients of ours."""
