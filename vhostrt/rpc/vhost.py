@@ -1,7 +1,7 @@
 """RPC methods of vhost controllers: making, deleting and listing them."""
 from vhostrt.rpc.method import Dispatcher, Name, Parameters, Path, method, refuse, refusing, shown
 from vhostrt.values import read_cpus
-from vhostrt.vhost import controller
+from vhostrt.vhost import access, controller
 from vhostrt.vhost.controller import BlkController
 from vhostrt.vhost.ring import Ring
 from vhostrt.vhost.session import Session
@@ -15,7 +15,9 @@ class CreateBlk(Parameters):
     """ctrlr: name of the controller and its socket.  dev_name: of the bdev, or its uuid.
 
     cpumask: cores on which its queues may run, as for -m.  socket: path of the socket, where it is
-    not the controller's name in the directory of the sockets.
+    not the controller's name in the directory of the sockets.  mode: its permissions, in octal.
+    owner, group: of the socket, names or numbers.  peers: users whose processes may connect; all
+    that the permissions let in, where it is left out.
     """
 
     ctrlr: Name
@@ -26,6 +28,10 @@ class CreateBlk(Parameters):
     readonly: bool = False
     packed_ring: bool = False
     packed_ring_recovery: bool = False
+    mode: str | None = None
+    owner: str | int | None = None
+    group: str | int | None = None
+    peers: list[str | int] | None = None
 
 
 class Delete(Parameters):
@@ -50,7 +56,9 @@ async def vhost_create_blk_controller(rpc: Dispatcher, params: CreateBlk) -> boo
     with refusing():
         cpumask = None if params.cpumask is None else read_cpus(params.cpumask)
         await controller.create_blk(params.ctrlr, params.dev_name, cpumask=cpumask,
-                                    readonly=params.readonly, socket_path=params.socket)
+                                    readonly=params.readonly, socket_path=params.socket,
+                                    who=access.make(params.mode, params.owner, params.group,
+                                                    params.peers))
     return True
 
 
@@ -80,7 +88,7 @@ async def virtio_blk_get_transports(rpc: Dispatcher, params: Query) -> list[dict
 def describe(blk: BlkController) -> dict:
     return {
         "ctrlr": blk.name, "cpumask": hex(sum(1 << lcore for lcore in blk.lcores)), **COALESCING,
-        "socket": blk.path,
+        "socket": blk.path, **blk.access.params(),
         "sessions": [describe_session(s) for s in sorted(blk.sessions, key=lambda s: s.vid)],
         "backend_specific": {"block": {
             "readonly": blk.readonly,

@@ -43,6 +43,7 @@ class Session:
         self.rings: dict[int, Ring] = {}
         self.view: view_module.View | None = None
         self.backend_fd = -1            # for our own requests to the client
+        self.say = controller.limit.part()
         self.task = asyncio.get_running_loop().create_task(self.run())
 
     @property
@@ -62,11 +63,11 @@ class Session:
         try:
             await self.serve()
         except ProtocolError as error:
-            log.warning(f"{self.name}: session ended: {error}")
+            self.say.warning("ended", f"{self.name}: session ended: {error}")
         except ConnectionError as error:
             log.info("vhost", f"{self.name}: connection lost: {error}")
         except Exception as error:      # a defect of ours must not take the others along
-            log.error(f"{self.name}: session ended by an internal error: {error!r}")
+            self.say.error("internal", f"{self.name}: session ended by an internal error: {error!r}")
         finally:
             await self.release()
         log.info("vhost", f"{self.name}: disconnected")
@@ -105,8 +106,8 @@ class Session:
     def broken(self, queue, number: int) -> None:
         """A driver spoilt its ring; it was told by the err descriptor. Called once a queue."""
         what = BROKEN.get(number, "a descriptor chain or an index that cannot be")
-        log.warning(f"{self.name}: ring {queue.index} is broken ({what}); it is not served until "
-                    "the driver resets it")
+        self.say.warning("broken", f"{self.name}: ring {queue.index} is broken ({what}); it is not "
+                         "served until the driver resets it")
 
     # Messages
 
@@ -129,7 +130,7 @@ class Session:
         except ProtocolError as error:
             if not acknowledge or error.fatal or message.request in REPLYING:
                 raise
-            log.warning(f"{self.name}: refused: {error}")
+            self.say.warning("refused", f"{self.name}: refused: {error}")
             reply = REPLY_ERROR
         if reply is None and acknowledge:
             reply = REPLY_OK
@@ -275,7 +276,7 @@ class Session:
         try:
             offset, size, _ = self.config_range(message)
         except ProtocolError as error:
-            log.warning(f"{self.name}: refused: {error}")
+            self.say.warning("refused", f"{self.name}: refused: {error}")
             return b""
         space = self.controller.config_space().ljust(CONFIG_MAX, b"\0")
         return CONFIG.pack(offset, size, 0) + space[offset:offset + size]
