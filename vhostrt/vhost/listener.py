@@ -100,7 +100,7 @@ def open_folder(folder: str) -> int:
 def refusal(folder: str, error: OSError) -> str:
     """Say why no socket can be made in a directory, and what to do."""
     what = f"the socket directory {folder}"
-    if error.errno == errno.ENOENT:
+    if error.errno == errno.ENOENT and not os.path.isdir(folder):
         return f"{what} is not there (No such file or directory): create it, or choose another " \
                "with -S"
     if error.errno == errno.ENOTDIR:
