@@ -28,6 +28,9 @@ REPLY_OK, REPLY_ERROR = U64.pack(0), U64.pack(1)
 BROKEN = {errno.EFAULT: "it names memory that is not there",
           errno.EMSGSIZE: "a descriptor chain of too many pieces",
           errno.ETIMEDOUT: "its call descriptor blocked"}
+LOOK_S = 1.0                            # after the start of a ring, when its driver has kicked it
+SHARE = ("start QEMU with memory that is shared (-object memory-backend-memfd,id=mem,size=1G,"
+         "share=on -numa node,memdev=mem)")
 numbers = itertools.count()             # vid: of sessions since the start
 
 
@@ -42,6 +45,7 @@ class Session:
         self.protocol_features = 0
         self.rings: dict[int, Ring] = {}
         self.view: view_module.View | None = None
+        self.looking: asyncio.TimerHandle | None = None
         self.backend_fd = -1            # for our own requests to the client
         self.say = controller.limit.part()
         self.task = asyncio.get_running_loop().create_task(self.run())
@@ -90,6 +94,11 @@ class Session:
             for ring in self.rings.values():
                 await ring.close()
         finally:
+            if self.features and self.view is None:
+                self.say.warning("memory", f"{self.name}: the client left without telling where "
+                                 f"its memory is: {SHARE}")
+            if self.looking is not None:
+                self.looking.cancel()
             self.view = None
             close_all([self.backend_fd])
             self.backend_fd = -1
@@ -102,6 +111,21 @@ class Session:
         """
         self.channel.shutdown()
         await asyncio.wait((self.task,))
+
+    def look_later(self) -> None:
+        """A ring has been started: look soon whether anything comes through it."""
+        if self.looking is None:
+            self.looking = asyncio.get_running_loop().call_later(LOOK_S, self.look)
+
+    def look(self) -> None:
+        """Say so when the driver kicks and we see nothing of what it writes: its memory is its own,
+        and ours another copy of the same file."""
+        self.looking = None
+        unseen = [ring.index for ring in self.rings.values() if ring.is_unseen()]
+        if unseen and all(not ring.queue.stats()["requests"] for ring in self.rings.values()
+                          if ring.queue is not None):
+            self.say.warning("memory", f"{self.name}: ring {unseen[0]} is kicked, but nothing that "
+                             f"the driver writes can be seen: {SHARE}")
 
     def broken(self, queue, number: int) -> None:
         """A driver spoilt its ring; it was told by the err descriptor. Called once a queue."""
@@ -141,7 +165,7 @@ class Session:
         """Return a ring by its index, made when first named."""
         if index >= self.controller.rings_max:
             raise ProtocolError(f"ring {index} does not exist: there are "
-                                f"{self.controller.rings_max}")
+                                f"{self.controller.rings_max}, so num-queues may be no more")
         if index not in self.rings:
             try:
                 self.controller.check_rings()
