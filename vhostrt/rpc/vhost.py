@@ -1,14 +1,14 @@
 """RPC methods of vhost controllers: making, deleting and listing them."""
-from vhostrt.rpc.method import Dispatcher, Name, Parameters, Path, method, refuse, refusing, shown
+from vhostrt.rpc.method import (Count, Dispatcher, Name, Parameters, Path, method, refuse,
+                                refusing, shown)
 from vhostrt.values import read_cpus
 from vhostrt.vhost import access, controller
+from vhostrt.vhost.coalescing import IOPS_DEFAULT, Coalescing
 from vhostrt.vhost.controller import BlkController
 from vhostrt.vhost.ring import Ring
 from vhostrt.vhost.session import Session
 
 TRANSPORT = "vhost_user_blk"
-# Interrupts are not delayed: what SPDK tells of a controller whose coalescing nobody has set.
-COALESCING = {"delay_base_us": 0, "iops_threshold": 60000}
 
 
 class CreateBlk(Parameters):
@@ -40,6 +40,18 @@ class Delete(Parameters):
     ctrlr: Name
 
 
+class SetCoalescing(Parameters):
+    """ctrlr: name of the controller.  delay_base_us: microseconds between two interrupts of a queue
+    at twice the threshold, 0 for no delay.  iops_threshold: requests a second of a queue above which
+    they are delayed.  automatic: decide by what is in flight instead of both.
+    """
+
+    ctrlr: Name
+    delay_base_us: Count = 0
+    iops_threshold: Count = IOPS_DEFAULT
+    automatic: bool = False
+
+
 class Query(Parameters):
     """name: of the only one to describe."""
 
@@ -69,6 +81,15 @@ async def vhost_delete_controller(rpc: Dispatcher, params: Delete) -> bool:
     return True
 
 
+@method("vhost_controller_set_coalescing", aliases=("set_vhost_controller_coalescing",))
+async def vhost_controller_set_coalescing(rpc: Dispatcher, params: SetCoalescing) -> bool:
+    """Say when the drivers of a controller are interrupted."""
+    with refusing():
+        await controller.get(params.ctrlr).set_coalescing(Coalescing(
+            params.delay_base_us, params.iops_threshold, params.automatic))
+    return True
+
+
 @method("vhost_get_controllers", aliases=("get_vhost_controllers",))
 async def vhost_get_controllers(rpc: Dispatcher, params: Query) -> list[dict]:
     """Return what there is to say of all controllers, or of one."""
@@ -87,7 +108,7 @@ async def virtio_blk_get_transports(rpc: Dispatcher, params: Query) -> list[dict
 
 def describe(blk: BlkController) -> dict:
     return {
-        "ctrlr": blk.name, "cpumask": hex(sum(1 << lcore for lcore in blk.lcores)), **COALESCING,
+        "ctrlr": blk.name, "cpumask": hex(sum(1 << lcore for lcore in blk.lcores)), **blk.coalescing.params(),
         "socket": blk.path, **blk.access.params(),
         "sessions": [describe_session(s) for s in sorted(blk.sessions, key=lambda s: s.vid)],
         "backend_specific": {"block": {

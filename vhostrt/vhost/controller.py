@@ -17,6 +17,7 @@ from vhostrt.event import reactor
 from vhostrt.event.scheduler import scheduling
 from vhostrt.log_limit import Limit
 from vhostrt.vhost import access, listener, view
+from vhostrt.vhost.coalescing import Coalescing
 from vhostrt.vhost.messages import RINGS_MAX, Feature, bits
 from vhostrt.vhost.session import Session
 
@@ -57,6 +58,7 @@ class BlkController:
         self.lcores = lcores
         self.path = path
         self.access = who
+        self.coalescing = Coalescing()
         self.rings_max = RINGS_MAX
         self.descriptor: registry.Descriptor | None = None
         self.sessions: set[Session] = set()
@@ -102,6 +104,13 @@ class BlkController:
         if sum(len(session.rings) for session in self.sessions) >= SESSION_RINGS_MAX:
             raise OSError(errno.ENOSPC, f"the clients of controller {self.name} have "
                                         f"{SESSION_RINGS_MAX} rings at most")
+
+    async def set_coalescing(self, wanted: Coalescing) -> None:
+        """Have all its drivers interrupted so, from now on. ValueError."""
+        self.coalescing = wanted.check()
+        for session in tuple(self.sessions):
+            for ring in tuple(session.rings.values()):
+                await ring.set_coalescing()
 
     def place(self, size: int, name: str) -> int:
         """Return the least loaded lcore of our mask, for a ring of `size` and its thread's name.

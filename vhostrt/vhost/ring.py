@@ -111,6 +111,7 @@ class Ring:
         thread = Thread(name, controller.lcores)
         thread.mover = functools.partial(self.move, thread)
         queue = BlkQueue(self.index, self.size, thread, session.broken, controller.serial)
+        await queue.set_coalescing(*controller.coalescing.arguments())
         try:
             await queue.start(lcore, session.view, self.addresses, self.next_avail, self.fds,
                               session.has(Feature.EVENT_IDX), session.has(Feature.INDIRECT_DESC),
@@ -172,6 +173,13 @@ class Ring:
         async with self.lock:
             if self.queue is not None:
                 await self.queue.set_view(view, self.addresses)
+
+    async def set_coalescing(self) -> None:
+        """Have a running queue interrupt its driver as the controller says now."""
+        async with self.lock:
+            if self.queue is not None:
+                await self.queue.set_coalescing(
+                    *self.session.controller.coalescing.arguments())
 
     async def detach(self) -> None:
         """Go on without the bdev: requests fail. Returns when none uses its channel any more."""

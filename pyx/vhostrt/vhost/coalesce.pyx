@@ -17,9 +17,8 @@ Source:   SPDK lib/vhost, vhost_controller_set_coalescing.
 from cython cimport likely
 from libc.stdint cimport uint32_t, uint64_t
 from vhostrt.base.ticks cimport ticks_from_us, ticks_now
-from vhostrt.event.control cimport call_t
 from vhostrt.event.poller cimport poller_register, poller_unregister
-from vhostrt.vhost.queue cimport queue_call, queue_t
+from vhostrt.vhost.queue cimport coalesce_t, queue_call, queue_t
 
 cdef enum:
     WINDOW_US = 10_000          # SPDK_VHOST_STATS_CHECK_INTERVAL_MS
@@ -140,14 +139,11 @@ cdef void coalesce_set(const coalescing_t *c) noexcept nogil:
     q.when.window = ticks_now()
 
 
-cdef int coalesce_call(call_t *call) noexcept nogil:
-    """On the reactor: as coalesce_set."""
-    coalesce_set(<coalescing_t *>call.arg)
-    return 0
-
-
-cdef class Coalescing:
-    """What is brought to the reactor; alive until the answer."""
-
+# On the control thread
 
 MODES = {"off": COALESCE_OFF, "rate": COALESCE_RATE, "auto": COALESCE_AUTO}
+
+
+cdef uint32_t coalesce_mode(str mode) except? 99:
+    """Return the number of a mode.  KeyError."""
+    return MODES[mode]
