@@ -26,7 +26,8 @@ REFUSED = {
     "x,": "is none of", "x,name=": "is none of", "x,readonly": "is none of", "x,ro=1": "is none of",
     "x,mode=999": "mode '999'", "x,owner=no-such-user": "there is no user 'no-such-user'",
     "x,group=,": "is none of", "x,peers=root:": "there is no user ''",
-    "x,mode=660,mode=600": "again", "x,size=3": "is none of", "x,ro,ro": "again", "x,name=a,name=b": "again",
+    "x,mode=660,mode=600": "again",
+    "x,size=3": "is none of", "x,ro,ro": "again", "x,name=a,name=b": "again",
 }
 
 

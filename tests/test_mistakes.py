@@ -33,7 +33,8 @@ def sentence(place, *words):
 
 # Each has what is wrong, with its value, and what to do.
 @pytest.mark.parametrize("words, wrong, advice", [
-    (["-m", "cores"], "'cores' is neither a hexadecimal core mask nor a list", r"such as \[0-3,5\]"),
+    (["-m", "cores"], "'cores' is neither a hexadecimal core mask nor a list",
+     r"such as \[0-3,5\]"),
     (["-m", "0"], "core mask '0' names no core", "Try 'vhostrt --help'"),
     (["-m", "[900]"], "CPU 900 of lcore 900 does not exist", "this machine has 0.*choose among"),
     (["-s", "900G"], "memory of 921600 MiB: ", r"ask for no more \(-s\)"),

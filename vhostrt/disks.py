@@ -63,9 +63,9 @@ def read_disk(text: str) -> Disk:
         if setting == "ro":
             key = "readonly"
         elif key not in SETTINGS or not value:
-            raise ValueError(f"{shown(setting)} in {shown(text)} is none of name=NAME, socket=NAME, "
-                             "mode=0660, owner=USER, group=GROUP, peers=USER:USER and ro (a comma "
-                             "in a path is written twice)")
+            raise ValueError(f"{shown(setting)} in {shown(text)} is none of name=NAME, "
+                             "socket=NAME, mode=0660, owner=USER, group=GROUP, peers=USER:USER "
+                             "and ro (a comma in a path is written twice)")
         if key in given:
             raise ValueError(f"{shown(setting)} in {shown(text)} says the same thing again")
         given[key] = value or True

@@ -46,60 +46,61 @@ cdef struct load_t:
     uint64_t ticks
 
 
-cdef void load_send(load_t *l) noexcept nogil:
+cdef void load_send(load_t *load) noexcept nogil:
     cdef driver_buffer_t buffers[3]
-    cdef uint64_t at = HEADERS_AT + <uint64_t>l.driver.free_head * SLOT_BYTES
-    cdef blk_header_t *header = <blk_header_t *>(l.memory + at)
+    cdef uint64_t at = HEADERS_AT + <uint64_t>load.driver.free_head * SLOT_BYTES
+    cdef blk_header_t *header = <blk_header_t *>(load.memory + at)
     header.type = BLK_T_IN
     header.sector = 0
-    buffers[0] = driver_buffer_t(l.guest + at, sizeof(blk_header_t), False)
-    buffers[1] = driver_buffer_t(l.guest + DATA_AT, BLOCK, True)
-    buffers[2] = driver_buffer_t(l.guest + at + sizeof(blk_header_t), 1, True)
+    buffers[0] = driver_buffer_t(load.guest + at, sizeof(blk_header_t), False)
+    buffers[1] = driver_buffer_t(load.guest + DATA_AT, BLOCK, True)
+    buffers[2] = driver_buffer_t(load.guest + at + sizeof(blk_header_t), 1, True)
     header.reserved = 0
-    l.memory[at + sizeof(blk_header_t)] = 0xff
-    driver_add(&l.driver, buffers, 3)
-    l.left -= 1
-    l.flying += 1
+    load.memory[at + sizeof(blk_header_t)] = 0xff
+    driver_add(&load.driver, buffers, 3)
+    load.left -= 1
+    load.flying += 1
 
 
 cdef int load_poll(void *arg) noexcept nogil:
-    cdef load_t *l = <load_t *>arg
-    cdef uint32_t n = driver_done(&l.driver)
-    cdef uint32_t i, written = 0
+    cdef load_t *load = <load_t *>arg
+    cdef uint32_t n = driver_done(&load.driver)
+    cdef uint32_t _, written = 0
+    cdef bint sent = False
     cdef uint64_t between
     cdef int head
-    for i in range(n):
-        head = driver_take(&l.driver, &written)
-        if head < 0 or l.memory[HEADERS_AT + head * SLOT_BYTES + sizeof(blk_header_t)] != BLK_S_OK:
-            l.failed += 1
-    l.taken += n
-    l.flying -= n
-    if n and l.other is not NULL:
-        between = l.other.taken - l.mark
-        l.between_all += between
-        l.between_max = max(l.between_max, between)
-    if l.left == 0 and l.flying == 0:
-        l.ticks = ticks_now() - l.began
-        poller_unregister(&l.poller)
-        call_done(l.call, 0)
+    cdef uint8_t *statuses = load.memory + HEADERS_AT + sizeof(blk_header_t)
+    for _ in range(n):
+        head = driver_take(&load.driver, &written)
+        if head < 0 or statuses[head * SLOT_BYTES] != BLK_S_OK:
+            load.failed += 1
+    load.taken += n
+    load.flying -= n
+    if n and load.other is not NULL:
+        between = load.other.taken - load.mark
+        load.between_all += between
+        load.between_max = max(load.between_max, between)
+    if load.left == 0 and load.flying == 0:
+        load.ticks = ticks_now() - load.began
+        poller_unregister(&load.poller)
+        call_done(load.call, 0)
         return 1
-    i = 0
-    while l.flying < l.depth and l.left:
-        load_send(l)
-        i = 1
-    if i:
-        driver_publish(&l.driver)
-        if l.other is not NULL:
-            l.mark = l.other.taken
+    while load.flying < load.depth and load.left:
+        load_send(load)
+        sent = True
+    if sent:
+        driver_publish(&load.driver)
+        if load.other is not NULL:
+            load.mark = load.other.taken
     return n > 0
 
 
 cdef int load_begin(call_t *call) noexcept nogil:
-    cdef load_t *l = <load_t *>call.arg
-    l.call = call
-    thread_attach(call.event.reactor, l.poller.thread)
-    l.began = ticks_now()
-    poller_register(l.poller.thread, &l.poller, 0)
+    cdef load_t *load = <load_t *>call.arg
+    load.call = call
+    thread_attach(call.event.reactor, load.poller.thread)
+    load.began = ticks_now()
+    poller_register(load.poller.thread, &load.poller, 0)
     return CALL_PENDING
 
 

@@ -5,7 +5,7 @@ A queue that has only what the decisions look at; its interrupts go to an eventf
 import os
 
 import pytest
-from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, uint32_t
 from libc.string cimport memset
 from vhostrt.base.ticks cimport ticks_from_us, ticks_now
 from vhostrt.event.reactor cimport POLLER_OFF, thread_init, thread_t

@@ -35,9 +35,11 @@ def set_mode(target, name, mode):
 
 def reads(blk, n):
     """Write `n` chains that read a block; return their heads."""
-    data = blk.memory.alloc(512, 4096)
-    return [blk.rings[0].chain([(blk.header(IN), 16, 0), (data, 512, WRITE), (blk.status(), 1, WRITE)],
-                               [3 * i, 3 * i + 1, 3 * i + 2]) for i in range(n)]
+    data, heads = blk.memory.alloc(512, 4096), []
+    for i in range(n):
+        parts = [(blk.header(IN), 16, 0), (data, 512, WRITE), (blk.status(), 1, WRITE)]
+        heads.append(blk.rings[0].chain(parts, [3 * i, 3 * i + 1, 3 * i + 2]))
+    return heads
 
 
 def sleep_until_done(ring, n):

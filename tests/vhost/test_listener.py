@@ -21,9 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 OWNER = 54321                           # a user that nobody has to know
 
 
-def listen(path, who=Access()):
+def listen(path, who=None):
     """Open a socket at a path, and close nothing."""
-    return asyncio.run(listener.listen(str(path), who))
+    return asyncio.run(listener.listen(str(path), who or Access()))
 
 
 def stale(path):

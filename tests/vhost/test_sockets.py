@@ -26,7 +26,8 @@ def answered_to_nobody(path):
 
 @pytest.fixture(scope="module")
 def target():
-    with Target(disks=[f"malloc:8M,mode=0660,group={os.getegid()},peers={os.geteuid()}"]) as running:
+    disk = f"malloc:8M,mode=0660,group={os.getegid()},peers={os.geteuid()}"
+    with Target(disks=[disk]) as running:
         running.folder.chmod(0o755)
         yield running
 

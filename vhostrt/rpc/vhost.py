@@ -42,8 +42,8 @@ class Delete(Parameters):
 
 class SetCoalescing(Parameters):
     """ctrlr: name of the controller.  delay_base_us: microseconds between two interrupts of a queue
-    at twice the threshold, 0 for no delay.  iops_threshold: requests a second of a queue above which
-    they are delayed.  automatic: decide by what is in flight instead of both.
+    at twice the threshold, 0 for no delay.  iops_threshold: requests a second of a queue above
+    which they are delayed.  automatic: decide by what is in flight instead of both.
     """
 
     ctrlr: Name
@@ -108,8 +108,8 @@ async def virtio_blk_get_transports(rpc: Dispatcher, params: Query) -> list[dict
 
 def describe(blk: BlkController) -> dict:
     return {
-        "ctrlr": blk.name, "cpumask": hex(sum(1 << lcore for lcore in blk.lcores)), **blk.coalescing.params(),
-        "socket": blk.path, **blk.access.params(),
+        "ctrlr": blk.name, "cpumask": hex(sum(1 << lcore for lcore in blk.lcores)),
+        **blk.coalescing.params(), "socket": blk.path, **blk.access.params(),
         "sessions": [describe_session(s) for s in sorted(blk.sessions, key=lambda s: s.vid)],
         "backend_specific": {"block": {
             "readonly": blk.readonly,

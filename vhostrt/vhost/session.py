@@ -71,7 +71,8 @@ class Session:
         except ConnectionError as error:
             log.info("vhost", f"{self.name}: connection lost: {error}")
         except Exception as error:      # a defect of ours must not take the others along
-            self.say.error("internal", f"{self.name}: session ended by an internal error: {error!r}")
+            self.say.error("internal", f"{self.name}: session ended by an internal error: "
+                                       f"{error!r}")
         finally:
             await self.release()
         log.info("vhost", f"{self.name}: disconnected")
