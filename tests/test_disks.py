@@ -14,6 +14,9 @@ TAKEN = [
     ("file:x,name=a,socket=b,ro", Disk("file", 0, "x", "a", "b", True)),
     ("x,socket=/tmp/s,name=n", Disk("file", 0, "x", "n", "/tmp/s")),
     ("a,,b,,,name=c,,d", Disk("file", 0, "a,b,", "c,d")),
+    ("x,group=root,mode=660,ro,peers=root:107", Disk("file", 0, "x", readonly=True, access=(
+        ("mode", "660"), ("group", "root"), ("peers", ("root", "107"))))),
+    ("x,owner=5", Disk("file", 0, "x", access=(("owner", "5"),))),
 ]
 
 REFUSED = {
@@ -21,6 +24,9 @@ REFUSED = {
     "malloc:": "not a size", "malloc:0": "whole number of 512", "malloc:1.5G": "not a size",
     "malloc:1G5": "not a size",
     "x,": "is none of", "x,name=": "is none of", "x,readonly": "is none of", "x,ro=1": "is none of",
+    "x,mode=999": "mode '999'", "x,owner=no-such-user": "there is no user 'no-such-user'",
+    "x,group=,": "is none of", "x,peers=root:": "there is no user ''",
+    "x,mode=660,mode=600": "again",
     "x,size=3": "is none of", "x,ro,ro": "again", "x,name=a,name=b": "again",
 }
 
@@ -42,6 +48,8 @@ def test_nameless_disks_get_the_first_free_names():
     assert [d.name for d in named] == ["Disk1", "Disk0", "Disk2", "Disk3"]
     assert [d.socket for d in named] == ["vhost.0", "vhost.2", "vhost.1", "vhost.3"]
     assert [d.path for d in named] == ["a", "b", "c", "d"]
+    kept, = name_disks((read_disk("a,ro,mode=600"),), "")
+    assert kept == Disk("file", 0, "a", "Disk0", "vhost.0", True, (("mode", "600"),))
 
 
 @pytest.mark.parametrize("texts, why", [

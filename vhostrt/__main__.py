@@ -51,6 +51,7 @@ def run(options: Options) -> int:
     signals = StopSignals()
     signals.install()
     log.set_up(options.print_level, options.log_flags)
+    log.set_form(options.log_format)
     log.open_system("vhostrt")
     if not options.limit_coredump:
         process.raise_core_limit()

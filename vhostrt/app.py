@@ -83,6 +83,7 @@ async def run(opts: AppOpts | None = None, start_fn: Any = None, arg: Any = None
               [SchedulerSubsystem(), *opts.subsystems])
     signals = handled_signals(opts)
     log.set_up(opts.print_level, opts.log_flags)
+    log.set_form(opts.log_format)
     log.open_system(opts.name)
     process.app, process.loop, process.pid = app, asyncio.get_running_loop(), os.getpid()
     try:

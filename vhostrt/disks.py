@@ -1,9 +1,11 @@
 """The short way to serve a disk: what --disk says."""
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vhostrt.values import UNIX_PATH_MAX, read_bytes, shown
 
+ACCESS = ("mode", "owner", "group", "peers")
+SETTINGS = ("name", "socket", *ACCESS)
 BLOCK_SIZE = 512                        # bytes; the sector of virtio-blk
 
 
@@ -17,6 +19,7 @@ class Disk:
     name      name of the bdev; "" until name_disks gives one
     socket    name of the controller: a socket in the -S directory, or a path; as name
     readonly  the guest may not write
+    access    who may use the socket: words of mode, owner, group and peers, as they were given
     """
 
     kind: str
@@ -25,6 +28,7 @@ class Disk:
     name: str = ""
     socket: str = ""
     readonly: bool = False
+    access: tuple[tuple[str, Any], ...] = ()
 
 
 def split_spec(text: str) -> list[str]:
@@ -40,7 +44,8 @@ def split_spec(text: str) -> list[str]:
 
 
 def read_disk(text: str) -> Disk:
-    """Read `malloc:SIZE` or `[file:]PATH`, then `,name=N`, `,socket=S`, `,ro` in any order.
+    """Read `malloc:SIZE` or `[file:]PATH`, then `,name=N`, `,socket=S`, `,ro`, `,mode=0660`,
+    `,owner=USER`, `,group=GROUP`, `,peers=USER:USER` in any order.
 
     Fails: ValueError with a sentence that names the part.
     """
@@ -57,13 +62,25 @@ def read_disk(text: str) -> Disk:
         key, _, value = setting.partition("=")
         if setting == "ro":
             key = "readonly"
-        elif key not in ("name", "socket") or not value:
-            raise ValueError(f"{shown(setting)} in {shown(text)} is none of name=NAME, socket=NAME "
+        elif key not in SETTINGS or not value:
+            raise ValueError(f"{shown(setting)} in {shown(text)} is none of name=NAME, "
+                             "socket=NAME, mode=0660, owner=USER, group=GROUP, peers=USER:USER "
                              "and ro (a comma in a path is written twice)")
         if key in given:
             raise ValueError(f"{shown(setting)} in {shown(text)} says the same thing again")
         given[key] = value or True
-    return Disk(**given)
+    who = {key: given.pop(key) for key in ACCESS if key in given}
+    if who:
+        check_access(who)
+    return Disk(**given, access=tuple(who.items()))
+
+
+def check_access(who: dict[str, Any]) -> None:
+    """Refuse users and permissions that cannot be; peers becomes a tuple. Fails: ValueError."""
+    from vhostrt.vhost import access    # its sockets, only where somebody asks for them
+    if "peers" in who:
+        who["peers"] = tuple(who["peers"].split(":"))
+    access.make(**who)
 
 
 def name_disks(disks: tuple[Disk, ...], socket_dir: str) -> tuple[Disk, ...]:
@@ -85,7 +102,7 @@ def name_disks(disks: tuple[Disk, ...], socket_dir: str) -> tuple[Disk, ...]:
         path = socket if socket.startswith("/") else socket_dir + socket
         if len(path.encode("utf-8", "surrogateescape")) > UNIX_PATH_MAX:
             raise ValueError(f"socket path {shown(path)} is longer than {UNIX_PATH_MAX} bytes")
-    return tuple(Disk(disk.kind, disk.size, disk.path, name, socket, disk.readonly)
+    return tuple(replace(disk, name=name, socket=socket)
                  for disk, name, socket in zip(disks, *named, strict=True))
 
 

@@ -62,6 +62,7 @@ class App:
     idle         what reactors do without work: spin, yield, sleep or interrupt
     cpu_times    what the kernel had counted on each CPU when the reactors started
     monitor      of context switches; None before the reactors' step
+    manager      the service manager that has to be told how it goes; None without one
     init_asked   set by framework_start_init; looked at only with --wait-for-rpc
     init_over    set when the subsystems run, or never will: init_error says which
     rc           status to end with: the first but 0 that stop() was given
@@ -92,6 +93,7 @@ class App:
         self.idle = ""
         self.cpu_times: dict[int, tuple[int, int, int]] = {}
         self.monitor: Any = None
+        self.manager: Any = None
         self.init_asked = asyncio.Event()
         self.init_over = asyncio.Event()
         self.init_error = ""
@@ -167,6 +169,8 @@ class App:
         """
         raised: BaseException | None = None
         interrupted: Step | None = None
+        if self.manager is not None:
+            self.manager.stopping()
         while self.begun:
             step = self.begun[-1]
             log.debug("app", f"step {step.name} stops")

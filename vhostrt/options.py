@@ -69,6 +69,7 @@ class RuntimeOptions:
     # Diagnosis
     print_level: int = log.INFO
     log_flags: tuple[str, ...] = ()
+    log_format: str = "text"                        # or json
     tpoint_groups: str | None = None
     trace_entries: int | None = None                # per core; 0: no tracing at all
 
@@ -144,7 +145,8 @@ TABLE = (
     Option("-v --version", "", "show", "version", "print the version and exit"),
     Option("--disk", "SPEC", "disks", read_disk,
            "serve a disk: malloc:SIZE (MiB, or with k, M, G) or a file's path, with ,name=NAME "
-           ",socket=NAME ,ro behind it where wanted; repeatable", many=True),
+           ",socket=NAME ,ro behind it where wanted, and for the socket ,mode=0660 ,owner=USER "
+           ",group=GROUP ,peers=USER:USER (who may connect); repeatable", many=True),
     Option("-S", "DIR", "socket_dir", values.read_socket_dir,
            "directory of the vhost sockets (default: current directory)"),
     Option("-c --config --json", "FILE", "config", values.read_path, "configuration, JSON or INI"),
@@ -226,6 +228,8 @@ TABLE = (
            "print warnings and errors only"),
     Option("-L -t --logflag", "FLAG", "log_flags", read_log_flag,
            "print the debug lines of a component, or of all; repeatable", many=True),
+    Option("--log-format", "FORM", "log_format", one_of(*log.FORMATS),
+           "form of the lines on stderr: text, or json, an object a line (default: text)"),
     Option("-e --tpoint-group", "GROUPS", "tpoint_groups", values.read_tpoint_groups,
            "trace these groups, by name or mask, with :mask or :name+name behind for some of their "
            "points; a comma list, or all"),

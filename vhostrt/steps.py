@@ -64,6 +64,19 @@ class Configuration(Step):
             app.state.release()
 
 
+class ServiceManager(Step):
+    """Where a service manager started the program, it is told how the start goes."""
+
+    name = "service manager"
+
+    async def start(self, app: App) -> None:
+        if "NOTIFY_SOCKET" in os.environ:
+            from vhostrt import service_manager
+            app.manager = service_manager.find()
+        if app.manager is not None:
+            app.manager.send(STATUS="starting")
+
+
 class CoreClaims(Step):
     """The cores that were asked for are claimed against other programs; the default core is not,
     so that instances that nobody has given cores run side by side."""
@@ -251,6 +264,8 @@ class Subsystems(Step):
         replay = Replay(app.calls, app.calls_from, app.rpc.states_of, app.rpc.call,
                         app.options.ignore_init_errors)
         if app.options.wait_for_rpc:
+            if app.manager is not None:
+                app.manager.send(STATUS="waiting for the RPC framework_start_init")
             await app.init_asked.wait()
         await replay.run(STARTUP)
         await app.subsystems.start()
@@ -313,7 +328,7 @@ async def serve(disk: Disk) -> str:
     Fails: StartError, MemoryError.
     """
     from vhostrt.bdev import factory
-    from vhostrt.vhost import controller
+    from vhostrt.vhost import access, controller
     try:
         if disk.kind == "malloc":
             await factory.create_malloc(disk.size // BLOCK_SIZE, BLOCK_SIZE, disk.name)
@@ -321,16 +336,20 @@ async def serve(disk: Disk) -> str:
             await factory.create_file(disk.name, disk.path, readonly=disk.readonly)
         made = await controller.create_blk(
             os.path.basename(disk.socket), disk.name, readonly=disk.readonly,
-            socket_path=disk.socket if "/" in disk.socket else None)
+            socket_path=disk.socket if "/" in disk.socket else None,
+            who=access.make(**dict(disk.access)))
     except (OSError, ValueError) as error:
         raise StartError(f"disk {disk.name}: {text_of(error)}") from error
     return str(made.path)
 
 
 def open_to_clients(app: App) -> None:
-    """The start callback: clients of the RPC that came early get their answers from here on."""
+    """The start callback: clients of the RPC that came early get their answers from here on, and
+    the service manager is told that everything is there."""
     if app.server is not None:
         app.server.resume()
+    if app.manager is not None:
+        app.manager.ready(f"serving on {len(app.lcores)} cores")
 
 
 def all_steps(announce: bool = False) -> list[Step]:
@@ -341,4 +360,4 @@ def all_steps(announce: bool = False) -> list[Step]:
 
 def program_steps() -> list[Step]:
     """Make those of the program vhostrt."""
-    return [*all_steps(announce=True), Disks(), Metrics()]
+    return [ServiceManager(), *all_steps(announce=True), Disks(), Metrics()]

@@ -121,9 +121,11 @@ class VhostBlkSubsystem(Subsystem):
     async def init(self) -> None:
         from vhostrt.base import sigbus
         from vhostrt.event.watchdog import Watchdog
-        from vhostrt.vhost import controller
+        from vhostrt.vhost import controller, listener
         sigbus.install()
         controller.set_socket_directory(self.socket_dir)
+        if self.socket_dir:
+            listener.look_at(self.socket_dir)
         self.watchdog = Watchdog()
         self.watchdog.start()
 

@@ -7,9 +7,10 @@ import os
 import socket
 import stat
 
+from vhostrt.log import SEVERITIES, stderr_is_journal
+
 PATH = "/dev/log"
 LOCAL7 = 23 << 3
-SEVERITIES = (3, 4, 5, 6, 7)            # of ERROR, WARNING, NOTICE, INFO, DEBUG
 
 
 class Syslog:
@@ -48,9 +49,6 @@ def find(name: str, path: str = PATH) -> Syslog | None:
     try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
             return None
-        about = os.fstat(2)
     except OSError:
         return None
-    if os.environ.get("JOURNAL_STREAM") == f"{about.st_dev}:{about.st_ino}":
-        return None
-    return Syslog(name, path)
+    return None if stderr_is_journal() else Syslog(name, path)

@@ -20,8 +20,8 @@ BDEV = {
 REACTOR = {"lcore": int, "numa_id": int, "tid": int, "busy": int, "idle": int,
            "in_interrupt": bool, "irq": int, "sys": int, "usr": int, "lw_threads": list}
 CONTROLLER = {"ctrlr": str, "cpumask": str, "delay_base_us": int, "iops_threshold": int,
-              "socket": str, "sessions": list, "backend_specific": dict, "statistics": dict,
-              "queues": list}
+              "automatic": bool, "socket": str, "sessions": list, "backend_specific": dict,
+              "statistics": dict, "queues": list}
 
 SESSION = {"vid": int, "id": int, "name": str, "started": bool, "max_queues": int,
            "inflight_task_cnt": int, "queues": list}

@@ -129,9 +129,9 @@ def give(path: str, owner: tuple[int, int], what: str) -> None:
     except OSError as e:
         whom = [f"{kind} {number}" for kind, number in zip(("user", "group"), owner, strict=True)
                 if number != -1]
-        raise OSError(e.errno, f"{what} socket {shown(path)} cannot be given to {' and '.join(whom)}: "
-                      f"{e.strerror}; without root it can be given to groups that the user is in"
-                      ) from None
+        raise OSError(e.errno, f"{what} socket {shown(path)} cannot be given to "
+                      f"{' and '.join(whom)}: {e.strerror}; without root it can be given to groups "
+                      "that the user is in") from None
 
 
 def bind(sock: socket.socket, where, address: str, what: str) -> None:

@@ -1,16 +1,15 @@
 """RPC methods of vhost controllers: making, deleting and listing them."""
 import errno
 
-from vhostrt.rpc.method import Dispatcher, Name, Parameters, Path, method, refuse, refusing, shown
+from vhostrt.rpc.method import (Count, Dispatcher, Name, Parameters, Path, method, refuse,
+                                refusing, shown)
 from vhostrt.values import read_cpus
-from vhostrt.vhost import controller
+from vhostrt.vhost import access, controller
+from vhostrt.vhost.coalescing import IOPS_DEFAULT, Coalescing
 from vhostrt.vhost.controller import TRANSPORT, BlkController
 from vhostrt.vhost.queue_stats import sum_of
 from vhostrt.vhost.ring import Ring
 from vhostrt.vhost.session import Session
-
-# Interrupts are not delayed: what SPDK tells of a controller whose coalescing nobody has set.
-COALESCING = {"delay_base_us": 0, "iops_threshold": 60000}
 
 
 class CreateBlk(Parameters):
@@ -19,6 +18,8 @@ class CreateBlk(Parameters):
     cpumask: cores on which its queues may run, as for -m; all without it.  transport: the one there
     is.  socket: path of the socket, where it is not the controller's name in the directory of the
     sockets.  readonly: refuse writes.  packed_ring, packed_ring_recovery: must be false.
+    mode: permissions of the socket, in octal.  owner, group: of the socket, names or numbers.
+    peers: users whose processes may connect; all that the permissions let in without it.
     """
 
     ctrlr: Name
@@ -29,12 +30,28 @@ class CreateBlk(Parameters):
     readonly: bool = False
     packed_ring: bool = False
     packed_ring_recovery: bool = False
+    mode: str | None = None
+    owner: str | int | None = None
+    group: str | int | None = None
+    peers: list[str | int] | None = None
 
 
 class Delete(Parameters):
     """ctrlr: name of the controller."""
 
     ctrlr: Name
+
+
+class SetCoalescing(Parameters):
+    """ctrlr: name of the controller.  delay_base_us: microseconds between two interrupts of a queue
+    at twice the threshold, 0 for no delay.  iops_threshold: requests a second of a queue above
+    which they are delayed.  automatic: decide by what is in flight instead of both.
+    """
+
+    ctrlr: Name
+    delay_base_us: Count = 0
+    iops_threshold: Count = IOPS_DEFAULT
+    automatic: bool = False
 
 
 class Query(Parameters):
@@ -59,7 +76,9 @@ async def vhost_create_blk_controller(rpc: Dispatcher, params: CreateBlk) -> boo
     with refusing():
         cpumask = None if params.cpumask is None else read_cpus(params.cpumask)
         await controller.create_blk(params.ctrlr, params.dev_name, cpumask=cpumask,
-                                    readonly=params.readonly, socket_path=params.socket)
+                                    readonly=params.readonly, socket_path=params.socket,
+                                    who=access.make(params.mode, params.owner, params.group,
+                                                    params.peers))
     return True
 
 
@@ -67,6 +86,15 @@ async def vhost_create_blk_controller(rpc: Dispatcher, params: CreateBlk) -> boo
 async def vhost_delete_controller(rpc: Dispatcher, params: Delete) -> bool:
     """Remove a controller: its socket, its sessions, then itself."""
     await controller.delete(params.ctrlr)
+    return True
+
+
+@method("vhost_controller_set_coalescing", aliases=("set_vhost_controller_coalescing",))
+async def vhost_controller_set_coalescing(rpc: Dispatcher, params: SetCoalescing) -> bool:
+    """Say when the drivers of a controller are interrupted."""
+    with refusing():
+        await controller.get(params.ctrlr).set_coalescing(Coalescing(
+            params.delay_base_us, params.iops_threshold, params.automatic))
     return True
 
 
@@ -99,8 +127,8 @@ def describe(blk: BlkController) -> dict:
     that have gone included."""
     stats = blk.stats()
     return {
-        "ctrlr": blk.name, "cpumask": hex(sum(1 << lcore for lcore in blk.lcores)), **COALESCING,
-        "socket": blk.path,
+        "ctrlr": blk.name, "cpumask": hex(sum(1 << lcore for lcore in blk.lcores)),
+        **blk.coalescing.params(), "socket": blk.path, **blk.access.params(),
         "sessions": [describe_session(s) for s in sorted(blk.sessions, key=lambda s: s.vid)],
         "backend_specific": {"block": {
             "readonly": blk.readonly,

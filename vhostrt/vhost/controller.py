@@ -9,29 +9,27 @@ Source:  vhost_create_blk_controller, vhost_delete_controller.
 import asyncio
 import errno
 import os
-import socket
-import stat
 import struct
 
 from vhostrt import log
 from vhostrt.bdev import registry
 from vhostrt.event import reactor
 from vhostrt.event.scheduler import scheduling
+from vhostrt.log_limit import Limit
 from vhostrt.notify import notifications
-from vhostrt.vhost import view
+from vhostrt.vhost import access, listener, view
+from vhostrt.vhost.coalescing import Coalescing
 from vhostrt.vhost.messages import RINGS_MAX, Feature, bits
 from vhostrt.vhost.queue_stats import QueueStats, sum_of
 from vhostrt.vhost.session import Session
 
 TRANSPORT = "vhost_user_blk"
-SOCKET_PATH_MAX = 107                   # bytes of sockaddr_un.sun_path, less the NUL
 SECTOR = 512
 SEG_MAX = 126                           # a ring of 128 less header and status; more is accepted
 SESSIONS_MAX = 64                       # of one controller: each may hold descriptors and memory
 SLOTS_MAX = 1 << 18                     # of its rings: 320 bytes are allocated for each
 SESSION_RINGS_MAX = 1024                # of them together: each holds up to three descriptors
 MEMORY_MAX = 8 << 40                    # bytes of its sessions' memory: we can map 2^47 in all
-BACKLOG = 16
 
 # Feature bits of the block device (virtio 1.4, 5.2.3).
 F_SEG_MAX, F_RO, F_BLK_SIZE, F_FLUSH, F_MQ = 2, 5, 6, 9, 12
@@ -42,6 +40,7 @@ CONFIG = struct.Struct("<QIIHBBIBBHIBxH")
 notifications.register("vhost_controller_create", "a controller has been made; ctx: its name")
 notifications.register("vhost_controller_delete", "a controller has been removed; ctx: its name")
 
+EVERYBODY = access.Access()
 controllers: dict[str, "BlkController"] = {}
 socket_directory = ""                   # a prefix of socket names; set by -S
 
@@ -56,20 +55,24 @@ class BlkController:
     """One disk at one socket.
 
     name: str, also the socket's name.  lcores: frozenset of int on whose reactors queues may run.
-    path: str, of the socket.
+    path: str, of the socket.  access: access.Access, who may use that.
     """
 
-    def __init__(self, name: str, lcores: frozenset[int], path: str) -> None:
+    def __init__(self, name: str, lcores: frozenset[int], path: str,
+                 who: access.Access = EVERYBODY) -> None:
         self.name = name
         self.lcores = lcores
         self.lcores_said = True         # False: all there are, as nobody has said which
         self.path = path
+        self.access = who
+        self.coalescing = Coalescing()
         self.rings_max = RINGS_MAX
         self.descriptor: registry.Descriptor | None = None
         self.sessions: set[Session] = set()
         self.allowance = view.Allowance(MEMORY_MAX)
-        self.listener: socket.socket | None = None
-        self.inode = (0, 0)             # of the socket file that is ours to remove
+        self.limit = Limit(name)        # of what clients may have logged
+        self.listener: listener.Listener | None = None
+        self.peers: frozenset[int] | None = None        # users that may connect; None: all
         self.gone: dict[int, QueueStats] = {}   # counted by queues that have stopped, by index
 
     def use(self, descriptor: registry.Descriptor) -> None:
@@ -122,6 +125,13 @@ class BlkController:
             raise OSError(errno.ENOSPC, f"the clients of controller {self.name} have "
                                         f"{SESSION_RINGS_MAX} rings at most")
 
+    async def set_coalescing(self, wanted: Coalescing) -> None:
+        """Have all its drivers interrupted so, from now on. ValueError."""
+        self.coalescing = wanted.check()
+        for session in tuple(self.sessions):
+            for ring in tuple(session.rings.values()):
+                await ring.set_coalescing()
+
     def place(self, size: int, name: str) -> int:
         """Return the least loaded lcore of our mask, for a ring of `size` and its thread's name.
 
@@ -160,37 +170,35 @@ class BlkController:
 
     # The socket
 
-    def listen(self) -> None:
+    async def listen(self) -> None:
         """Open the socket; a stale file of a process that is gone is replaced, a live one never.
 
-        OSError: EADDRINUSE, or why it cannot be made there.
+        OSError: EADDRINUSE, or why it cannot be made there; ValueError.
         """
-        remove_stale(self.path)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            listener.bind(self.path)
-            listener.listen(BACKLOG)
-            listener.setblocking(False)
-        except OSError as error:
-            listener.close()
-            raise OSError(error.errno, f"socket {self.path} of controller {self.name}: "
-                                       f"{error.strerror}") from None
-        status = os.stat(self.path)
-        self.inode = (status.st_dev, status.st_ino)
-        self.listener = listener
-        asyncio.get_running_loop().add_reader(listener.fileno(), self.accept)
+        peers = self.access.peer_ids()
+        self.listener = await listener.listen(self.path, self.access)
+        self.peers = peers
+        self.resume()
 
     def accept(self) -> None:
         """Take one client."""
         try:
-            sock, _ = self.listener.accept()
+            sock, _ = self.listener.sock.accept()
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
-                log.error(f"{self.name}: a client cannot be accepted: {error.strerror}")
+                self.limit.error("accept", f"{self.name}: a client cannot be accepted: "
+                                           f"{error.strerror}")
                 self.pause()
             return
+        process, user = access.peer_of(sock)
+        if self.peers is not None and user not in self.peers:
+            self.limit.warning("peer", f"{self.name}: process {process} of user {user} was turned "
+                                       "away: it is not among the peers of this controller")
+            sock.close()
+            return
         if len(self.sessions) >= SESSIONS_MAX:
-            log.warning(f"{self.name}: a client was turned away: {SESSIONS_MAX} are connected")
+            self.limit.warning("full", f"{self.name}: a client was turned away: {SESSIONS_MAX} are "
+                                       "connected")
             sock.close()
             return
         self.sessions.add(Session(self, sock))
@@ -198,13 +206,13 @@ class BlkController:
     def pause(self) -> None:
         """Accept nobody for a second: out of descriptors, the loop would only spin."""
         loop = asyncio.get_running_loop()
-        loop.remove_reader(self.listener.fileno())
+        loop.remove_reader(self.listener.sock.fileno())
         loop.call_later(1.0, self.resume)
 
     def resume(self) -> None:
         """Accept again, if the controller still is."""
         if self.listener is not None:
-            asyncio.get_running_loop().add_reader(self.listener.fileno(), self.accept)
+            asyncio.get_running_loop().add_reader(self.listener.sock.fileno(), self.accept)
 
     def forget(self, session: Session) -> None:
         """A session has ended."""
@@ -213,49 +221,14 @@ class BlkController:
     async def close(self) -> None:
         """End the sessions, remove the socket and let go of the bdev."""
         if self.listener is not None:
-            listener, self.listener = self.listener, None
-            asyncio.get_running_loop().remove_reader(listener.fileno())
-            listener.close()
-            remove_own(self.path, self.inode)
+            closing, self.listener = self.listener, None
+            asyncio.get_running_loop().remove_reader(closing.sock.fileno())
+            closing.close()
         await asyncio.gather(*(session.close() for session in tuple(self.sessions)))
         if self.descriptor is not None:
             self.descriptor.close()
             self.descriptor = None
-
-
-def remove_stale(path: str) -> None:
-    """Remove a socket file on which nobody listens. OSError(EADDRINUSE) when somebody does."""
-    if len(os.fsencode(path)) > SOCKET_PATH_MAX:
-        raise OSError(errno.ENAMETOOLONG, f"socket path {path} has more than {SOCKET_PATH_MAX} "
-                                          "bytes")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except FileNotFoundError:
-            return
-        except ConnectionRefusedError:
-            if not os.path.exists(path):
-                return
-        except OSError as error:        # EAGAIN: a full backlog, so somebody listens
-            if error.errno != errno.EAGAIN:
-                raise OSError(error.errno, f"socket {path}: {error.strerror}") from None
-            raise OSError(errno.EADDRINUSE, f"socket {path} is in use") from None
-        else:
-            raise OSError(errno.EADDRINUSE, f"socket {path} is in use by another process")
-    if not stat.S_ISSOCK(os.lstat(path).st_mode):
-        raise OSError(errno.EEXIST, f"{path} exists and is not a socket")
-    os.unlink(path)
-
-
-def remove_own(path: str, inode: tuple[int, int]) -> None:
-    """Remove our socket file, not one that somebody put in its place."""
-    try:
-        status = os.stat(path)
-        if (status.st_dev, status.st_ino) == inode:
-            os.unlink(path)
-    except OSError as error:
-        log.warning(f"socket {path} cannot be removed: {error.strerror}")
+        self.limit.tell()
 
 
 def check_lcores(cpumask) -> frozenset[int]:
@@ -269,11 +242,12 @@ def check_lcores(cpumask) -> frozenset[int]:
 
 
 async def create_blk(name: str, bdev_name: str, *, cpumask=None, readonly: bool = False,
-                     socket_path: str | None = None) -> BlkController:
+                     socket_path: str | None = None,
+                     who: access.Access = EVERYBODY) -> BlkController:
     """Serve a bdev at a socket and return its controller.
 
     cpumask: iterable of lcores (int) for its queues, None for all.  readonly: refuse every write.
-    socket_path: str, instead of the socket directory and the name.
+    socket_path: str, instead of the socket directory and the name.  who: may use the socket.
     OSError: EEXIST (controller), ENODEV (bdev), EADDRINUSE ...; ValueError: name or cpumask.
     """
     if not name or "/" in name or not name.isprintable():
@@ -282,16 +256,20 @@ async def create_blk(name: str, bdev_name: str, *, cpumask=None, readonly: bool 
         raise OSError(errno.EEXIST, f"controller {name} already exists")
     lcores = check_lcores(cpumask)
     path = os.path.abspath(socket_path or socket_directory + name)
-    controller = BlkController(name, lcores, path)
+    controller = BlkController(name, lcores, path, who)
     controller.lcores_said = cpumask is not None
     writable = not readonly and not registry.get(bdev_name).read_only
     controller.use(registry.open(bdev_name, writable, controller.bdev_removed))
+    controllers[name] = controller      # before anything is waited for
     try:
-        controller.listen()
+        await controller.listen()
+        if controllers.get(name) is not controller:
+            raise OSError(errno.ENODEV, f"controller {name} was deleted while it was made")
     except BaseException:
-        controller.descriptor.close()
+        if controllers.get(name) is controller:
+            del controllers[name]
+        await controller.close()
         raise
-    controllers[name] = controller
     notifications.send("vhost_controller_create", name, bdev=controller.bdev_name, socket=path)
     log.notice(f"{bdev_name} is served at {path}")
     return controller

@@ -17,6 +17,16 @@ from vhostrt.vhost.transport import close_all
 SIZE_MAX = 32768                        # virtio 1.4, 2.7
 
 
+def kicks_of(fd: int) -> int:
+    """Return the count of an eventfd, which stays as it is; 0 without one."""
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as about:
+            return next((int(line.split(":")[1], 16) for line in about
+                         if line.startswith("eventfd-count:")), 0)
+    except OSError:
+        return 0
+
+
 class Ring:
     """index: int. session: the Session that it belongs to."""
 
@@ -65,6 +75,7 @@ class Ring:
                 old, self.fds[kind] = self.fds[kind], fd
             else:
                 old = await self.queue.set_fd(kind, fd)
+                self.fds[kind] = fd     # for who asks; the queue has it
         close_all([old])
         if kind == "kick":
             self.kicked = True
@@ -100,6 +111,7 @@ class Ring:
         thread = Thread(name, controller.lcores)
         thread.mover = functools.partial(self.move, thread)
         queue = BlkQueue(self.index, self.size, thread, session.broken, controller.serial)
+        await queue.set_coalescing(*controller.coalescing.arguments())
         try:
             await queue.start(lcore, session.view, self.addresses, self.next_avail, self.fds,
                               session.has(Feature.EVENT_IDX), session.has(Feature.INDIRECT_DESC),
@@ -109,6 +121,7 @@ class Ring:
             await controller.close_channel(channel)
             raise
         self.queue = queue
+        session.look_later()
         log.info("vhost", f"{controller.name}: ring {self.index} of {self.size} descriptors runs "
                           f"on core {lcore}")
 
@@ -122,6 +135,15 @@ class Ring:
             self.queue = None
             self.session.controller.keep_stats(queue)
             await self.session.controller.close_channel(channel)
+
+    def is_unseen(self) -> bool:
+        """Whether the driver has kicked the running ring, and nothing that it wrote can be seen."""
+        if self.queue is None or self.addresses is None or self.queue.stats()["requests"]:
+            return False
+        desc, avail, _ = self.addresses
+        view = self.session.view
+        return bool(kicks_of(self.fds["kick"])) and view.is_blank(desc, 16 * self.size) \
+            and view.is_blank(avail, 4)
 
     async def move(self, thread: Thread, lcore: int) -> None:
         """Take the thread of the queue to another reactor. What comes for the ring meanwhile waits
@@ -152,6 +174,13 @@ class Ring:
         async with self.lock:
             if self.queue is not None:
                 await self.queue.set_view(view, self.addresses)
+
+    async def set_coalescing(self) -> None:
+        """Have a running queue interrupt its driver as the controller says now."""
+        async with self.lock:
+            if self.queue is not None:
+                await self.queue.set_coalescing(
+                    *self.session.controller.coalescing.arguments())
 
     async def detach(self) -> None:
         """Go on without the bdev: requests fail. Returns when none uses its channel any more."""

@@ -29,6 +29,9 @@ REPLY_OK, REPLY_ERROR = U64.pack(0), U64.pack(1)
 BROKEN = {errno.EFAULT: "it names memory that is not there",
           errno.EMSGSIZE: "a descriptor chain of too many pieces",
           errno.ETIMEDOUT: "its call descriptor blocked"}
+LOOK_S = 1.0                            # after the start of a ring, when its driver has kicked it
+SHARE = ("start QEMU with memory that is shared (-object memory-backend-memfd,id=mem,size=1G,"
+         "share=on -numa node,memdev=mem)")
 numbers = itertools.count()             # vid: of sessions since the start
 
 notifications.register("vhost_session_connect", "a client has connected; ctx: the session's name")
@@ -50,7 +53,9 @@ class Session:
         self.protocol_features = 0
         self.rings: dict[int, Ring] = {}
         self.view: view_module.View | None = None
+        self.looking: asyncio.TimerHandle | None = None
         self.backend_fd = -1            # for our own requests to the client
+        self.say = controller.limit.part()
         self.task = asyncio.get_running_loop().create_task(self.run())
 
     @property
@@ -71,11 +76,12 @@ class Session:
         try:
             await self.serve()
         except ProtocolError as error:
-            log.warning(f"{self.name}: session ended: {error}")
+            self.say.warning("ended", f"{self.name}: session ended: {error}")
         except ConnectionError as error:
             log.info("vhost", f"{self.name}: connection lost: {error}")
         except Exception as error:      # a defect of ours must not take the others along
-            log.error(f"{self.name}: session ended by an internal error: {error!r}")
+            self.say.error("internal", f"{self.name}: session ended by an internal error: "
+                                       f"{error!r}")
         finally:
             await self.release()
             notifications.send("vhost_session_disconnect", self.name, ctrlr=self.controller.name)
@@ -99,6 +105,11 @@ class Session:
             for ring in self.rings.values():
                 await ring.close()
         finally:
+            if self.features and self.view is None:
+                self.say.warning("memory", f"{self.name}: the client left without telling where "
+                                 f"its memory is: {SHARE}")
+            if self.looking is not None:
+                self.looking.cancel()
             self.view = None
             close_all([self.backend_fd])
             self.backend_fd = -1
@@ -112,11 +123,26 @@ class Session:
         self.channel.shutdown()
         await asyncio.wait((self.task,))
 
+    def look_later(self) -> None:
+        """A ring has been started: look soon whether anything comes through it."""
+        if self.looking is None:
+            self.looking = asyncio.get_running_loop().call_later(LOOK_S, self.look)
+
+    def look(self) -> None:
+        """Say so when the driver kicks and we see nothing of what it writes: its memory is its own,
+        and ours another copy of the same file."""
+        self.looking = None
+        unseen = [ring.index for ring in self.rings.values() if ring.is_unseen()]
+        if unseen and all(not ring.queue.stats()["requests"] for ring in self.rings.values()
+                          if ring.queue is not None):
+            self.say.warning("memory", f"{self.name}: ring {unseen[0]} is kicked, but nothing that "
+                             f"the driver writes can be seen: {SHARE}")
+
     def broken(self, queue, number: int) -> None:
         """A driver spoilt its ring; it was told by the err descriptor. Called once a queue."""
         what = BROKEN.get(number, "a descriptor chain or an index that cannot be")
-        log.warning(f"{self.name}: ring {queue.index} is broken ({what}); it is not served until "
-                    "the driver resets it")
+        self.say.warning("broken", f"{self.name}: ring {queue.index} is broken ({what}); it is not "
+                         "served until the driver resets it")
         notifications.send("vhost_ring_broken", self.name, ctrlr=self.controller.name,
                            ring=queue.index, errno=number)
 
@@ -151,7 +177,7 @@ class Session:
         except ProtocolError as error:
             if not acknowledge or error.fatal or message.request in REPLYING:
                 raise
-            log.warning(f"{self.name}: refused: {error}")
+            self.say.warning("refused", f"{self.name}: refused: {error}")
             reply = REPLY_ERROR
         if reply is None and acknowledge:
             reply = REPLY_OK
@@ -162,7 +188,7 @@ class Session:
         """Return a ring by its index, made when first named."""
         if index >= self.controller.rings_max:
             raise ProtocolError(f"ring {index} does not exist: there are "
-                                f"{self.controller.rings_max}")
+                                f"{self.controller.rings_max}, so num-queues may be no more")
         if index not in self.rings:
             try:
                 self.controller.check_rings()
@@ -297,7 +323,7 @@ class Session:
         try:
             offset, size, _ = self.config_range(message)
         except ProtocolError as error:
-            log.warning(f"{self.name}: refused: {error}")
+            self.say.warning("refused", f"{self.name}: refused: {error}")
             return b""
         space = self.controller.config_space().ljust(CONFIG_MAX, b"\0")
         return CONFIG.pack(offset, size, 0) + space[offset:offset + size]

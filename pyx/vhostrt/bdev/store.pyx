@@ -62,6 +62,9 @@ def refuse_kind(filename, kind):
                    f"{filename} is a {kind}; a disk must be a regular file or a block device")
 
 
+ADVICE = {errno.ENOENT: "; make it (truncate -s 10G makes an empty disk), or name another"}
+
+
 def open_file(str filename not None, bint readonly) -> int:
     """Return a descriptor of a regular file or block device, or raise OSError."""
     # O_NONBLOCK is for the open alone: a FIFO would wait there, and io_uring obeys the flag later.
@@ -72,8 +75,9 @@ def open_file(str filename not None, bint readonly) -> int:
         raise refuse_kind(filename, "directory") from None
     except OSError as error:
         how = "for reading" if readonly else "for reading and writing"
+        advice = ADVICE.get(error.errno, "")
         raise OSError(error.errno, f"{filename} cannot be opened {how}: "
-                      f"{os.strerror(error.errno)}") from None
+                      f"{os.strerror(error.errno)}{advice}") from None
     mode = os.fstat(fd).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
         os.close(fd)
@@ -103,10 +107,12 @@ def measure(int fd, filename, uint32_t block_size) -> tuple:
         raise ValueError(f"block size {block_size} of {filename} must be a power of two from "
                          f"{device_block} to 65536")
     if size == 0:
-        raise OSError(errno.EINVAL, f"{filename} is empty; a disk must have at least one block")
+        raise OSError(errno.EINVAL, f"{filename} is empty; a disk must have at least one block "
+                      "(truncate -s 10G gives it a size)")
     if size % block_size:
+        whole = -(-size // block_size) * block_size
         raise OSError(errno.EINVAL, f"the size of {filename}, {size} bytes, is not a whole number "
-                      f"of {block_size}-byte blocks")
+                      f"of {block_size}-byte blocks; truncate -s {whole} fills up the last one")
     return size // block_size, block_size
 
 

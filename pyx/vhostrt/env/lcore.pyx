@@ -388,7 +388,7 @@ def checked(lcores, cpus: dict) -> dict:
         for cpu in of:
             if cpu not in cpus:
                 raise ValueError(f"CPU {cpu} of lcore {lcore} does not exist or is offline: "
-                                 f"this machine has {cpu_list(cpus)}")
+                                 f"this machine has {cpu_list(cpus)}, choose among them")
     return {lcore: frozenset(wanted[lcore]) for lcore in sorted(wanted)}
 
 

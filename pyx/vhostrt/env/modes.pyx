@@ -271,7 +271,8 @@ cdef class Start:
         if directory is not None:
             size = hugepage_size(directory)
             if not size:
-                ok(-EOPNOTSUPP, f"--huge-dir {directory!a:.61}: no hugetlbfs is mounted there")
+                ok(-EOPNOTSUPP, f"--huge-dir {directory!a:.61}: no hugetlbfs is mounted there, "
+                   "mount one (vhostrt-hugepages mount) or name another")
             sizes = [page for page in sizes if page.size == size]
         default = hugepages.default_size(self.options.roots) if sizes else 0
         sizes.sort(key=lambda page: (page.size != default, page.size))
@@ -483,7 +484,8 @@ cdef class Start:
         """Map all of a limit on ordinary pages."""
         there = memory_plan.available(self.options.roots)
         if limit > there:
-            ok(-ENOMEM, f"memory of {limit // MIB} MiB: {there // MIB} MiB can be had")
+            ok(-ENOMEM, f"memory of {limit // MIB} MiB: {there // MIB} MiB can be had, "
+                "ask for no more (-s)")
         anything = {PAGE: dict.fromkeys(self.nodes, limit)}
         wanted = (dict(enumerate(self.options.socket_mem)) or
                   memory_plan.share_out(limit, anything, self.lcores()))

@@ -50,6 +50,20 @@ cdef struct request_t:
 cdef struct big_iovs_t:
     big_iovs_t *next            # in the free list; the iovs lie in the same memory
 
+cdef struct coalesce_t:
+    uint32_t mode               # COALESCE_...
+    uint32_t called             # q.answered at the last interrupt
+    bint waiting                # the driver wants one, and will get it later
+    bint timed                  # the timer is registered
+    uint64_t due                # ticks: when it is called, if it waits, at the latest ...
+    uint64_t delay              # ... and how long after the last one; COALESCE_RATE
+    uint64_t base               # ticks; the delay at twice the threshold
+    uint64_t threshold          # requests of a window above which there is a delay
+    uint64_t window             # ticks; when the present one began
+    uint32_t answered           # q.answered then
+    uint32_t period_us          # of the timer
+    poller_t timer
+
 cdef struct queue_t:
     split_t ring
     uint32_t state
@@ -61,6 +75,8 @@ cdef struct queue_t:
     request_t *free             # the one used last first: it is still in the cache
     bdev_channel_t *channel     # NULL: the device is gone, everything answers with an error
     reactor_t *reactor
+    uint32_t answered           # requests given back since the start; runs through 2^32
+    coalesce_t when             # the driver is interrupted for them; see coalesce
     deferred_t publish          # for what completes outside the queue's own poller
     int call_fd                 # -1: the driver polls
     int err_fd
@@ -80,6 +96,7 @@ cdef struct queue_t:
     char serial[20]             # for GET_ID, NUL padded
 
 cdef void queue_break(queue_t *q, int rc) noexcept nogil
+cdef void queue_call(queue_t *q) noexcept nogil
 cdef void queue_publish(queue_t *q) noexcept nogil
 cdef void lease_returned(queue_t *q, lease_t *lease) noexcept nogil
 cdef int queue_read_long(queue_t *q, chain_t *c, request_t *request, uint16_t head) noexcept nogil
@@ -94,6 +111,7 @@ cdef inline void request_free(queue_t *q, request_t *request) noexcept nogil:
     request.next = q.free
     q.free = request
     store_relaxed_u32(&q.inflight, q.inflight - 1)
+    q.answered += 1
     lease.inflight -= 1
     if unlikely(lease.retired):
         lease_returned(q, lease)

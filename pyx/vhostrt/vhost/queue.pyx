@@ -19,6 +19,8 @@ from vhostrt.event.control cimport CALL_PENDING, call_done, call_on, call_t, con
 from vhostrt.event.poller cimport poller_register, poller_unregister
 from vhostrt.event.reactor cimport thread_attach, thread_t
 from vhostrt.event.watch cimport poller_set_fd
+from vhostrt.vhost.coalesce cimport (coalesce_flush, coalesce_init, coalesce_mode, coalesce_set,
+                                     coalesce_signal, coalescing_t)
 from vhostrt.vhost.queue_move cimport move_call, move_t, queue_leave, stay_call
 from vhostrt.vhost.queue_stats cimport Kicks, QueueStats, oldest, us_since
 from vhostrt.virtio.blk cimport BLK_SECTOR_SHIFT
@@ -69,6 +71,7 @@ cdef void queue_finish_stop(queue_t *q) noexcept nogil:
     cdef call_t *call = q.stopping
     q.stopping = NULL
     q.state = QUEUE_STOPPED
+    coalesce_flush(q)
     poller_unregister(&q.poller)
     lease_retire(q.lease)
     q.lease = NULL
@@ -81,8 +84,8 @@ cdef void queue_publish(queue_t *q) noexcept nogil:
         queue_break(q, -EFAULT)
     if q.state == QUEUE_BROKEN:
         q.ring.published = q.ring.next_used     # never shown: the answers may be lost as well
-    elif q.ring.published != q.ring.next_used and split_publish(&q.ring):
-        queue_call(q)
+    elif q.ring.published != q.ring.next_used and (split_publish(&q.ring) or q.when.waiting):
+        coalesce_signal(q)
 
 
 cdef void publish_run(void *arg) noexcept nogil:
@@ -95,6 +98,7 @@ cdef void publish_run(void *arg) noexcept nogil:
         if q.stopping is not NULL:
             queue_finish_stop(q)
         elif q.moving is not NULL:
+            coalesce_flush(q)
             queue_leave(q)
 
 
@@ -108,6 +112,8 @@ cdef void queue_break(queue_t *q, int rc) noexcept nogil:
         signal_fd(q.err_fd)
         control_post(&q.broken_note)
     q.state = QUEUE_BROKEN
+    if rc != -ETIMEDOUT:                # which says that the call itself does not work
+        coalesce_flush(q)
 
 
 cdef void lease_retire(lease_t *lease) noexcept nogil:
@@ -199,6 +205,7 @@ cdef struct change_t:
     int fd
     bdev_channel_t *channel
     uint32_t block_shift        # of its bdev
+    coalescing_t coalescing
 
 
 cdef int set_view_call(call_t *call) noexcept nogil:
@@ -245,6 +252,11 @@ cdef int set_channel_call(call_t *call) noexcept nogil:
     cdef change_t *change = <change_t *>call.arg
     change.q.channel = change.channel
     change.q.block_shift = change.block_shift
+    return 0
+
+
+cdef int set_coalescing_call(call_t *call) noexcept nogil:
+    coalesce_set(&(<change_t *>call.arg).coalescing)
     return 0
 
 
@@ -327,6 +339,7 @@ cdef class Queue:
         self.q.poller.arg = self.q
         self.q.poller.name = self.thread.t.name
         self.q.poller.thread = self.thread.t
+        coalesce_init(self.q)
         self.q.publish.run = publish_run
         self.q.publish.arg = self.q
         self.q.broken_note.run = broken_note
@@ -486,6 +499,16 @@ cdef class Queue:
         self.show_channel(channel)
         await future
         return old
+
+    async def set_coalescing(self, str mode, uint32_t delay_base_us=0, uint32_t iops_threshold=0):
+        """Say when the driver is interrupted (see coalesce): "off", "rate" with delay_base_us
+        microseconds above iops_threshold requests a second, at least 100, or "auto"."""
+        cdef Change change = Change.new(self, set_coalescing_call)
+        change.c.coalescing = [self.q, coalesce_mode(mode), delay_base_us, iops_threshold]
+        if self.running:
+            await self.change(change)
+        else:
+            coalesce_set(&change.c.coalescing)
 
     def show_channel(self, Channel channel):
         """Note which channel it has, for itself and among those of its thread."""

@@ -226,6 +226,18 @@ cdef class View:
                 return m.host + (user - m.user)
         return NULL
 
+    def is_blank(self, uint64_t user, uint64_t length) -> bool:
+        """Return whether `length` bytes at the client's address `user` are all zero; False for what
+        is not all inside one region."""
+        cdef const char *host = <const char *>self.host_of(user, length)
+        cdef uint64_t i
+        if host is NULL:
+            return False
+        for i in range(length):
+            if host[i]:
+                return False
+        return True
+
 
 def check_overlap(list ordered, str kind) -> None:
     """ValueError when two neighbours of a list sorted by that address share a byte."""
