@@ -73,7 +73,7 @@ check-tsan: build/tsan/built
 	    $(PYTEST) -p no:cacheprovider --capture=sys -k stress --timeout 1200 tests $(ARGS)
 
 check-asan: build/asan/built
-	cd build/asan && PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0:handle_sigbus=0 \
+	cd build/asan && CFLAGS=-DVH_DEBUG=1 PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0:handle_sigbus=0 \
 	    UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 	    $(PYTEST) -p no:cacheprovider --capture=sys --ignore=tests/e2e --ignore=tests/source --timeout 1200 tests \

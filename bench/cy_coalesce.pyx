@@ -67,7 +67,7 @@ cdef int disk_poll(void *arg) noexcept nogil:
         io = d.first
         d.first = io.next
         d.head += 1
-        bdev_io_done(io, 0)
+        bdev_io_done(io, 0, now)
         n += 1
     return n
 

@@ -53,4 +53,4 @@ def test_the_command_of_the_unit_is_understood():
     from vhostrt.options import parse_args
     words = next(line for line in UNIT.read_text().splitlines() if line.startswith("ExecStart="))
     options = parse_args(words.split()[1:])
-    assert options.socket_dir == "/run/vhostrt/" and options.rpc_addr == "/run/vhostrt/rpc.sock"
+    assert options.socket_dir == "/run/vhostrt/" and options.rpc_addr == ("/run/vhostrt/rpc.sock",)

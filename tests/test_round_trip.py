@@ -55,7 +55,13 @@ URING = call("bdev_uring_create", name=NAMES, filename=st.sampled_from(FILES[2:]
              block_size=maybe(BLOCK), readonly=maybe(st.booleans()), uuid=maybe(UUID))
 CONTROLLER = call("vhost_create_blk_controller", ctrlr=NAMES, dev_name=st.integers(0, 9),
                   cpumask=maybe(st.sampled_from(["1", "0x1", "[0]"])),
-                  readonly=maybe(st.booleans()), socket=maybe(NAMES))
+                  readonly=maybe(st.booleans()), socket=maybe(NAMES),
+                  mode=maybe(st.sampled_from(["0600", "660"])),
+                  owner=maybe(st.just(str(os.getuid()))), group=maybe(st.just(str(os.getgid()))),
+                  peers=maybe(st.lists(st.sampled_from(["0", "1000", "1001"]), unique=True)))
+COALESCING = call("vhost_controller_set_coalescing", ctrlr=st.integers(0, 9),
+                  delay_base_us=maybe(st.integers(0, 1000)), automatic=maybe(st.booleans()),
+                  iops_threshold=maybe(st.integers(100, 10**6)))
 SPLIT = call("bdev_split_create", base_bdev=st.integers(0, 9) | NAMES,
              split_count=st.integers(1, 5), split_size_mb=maybe(st.integers(0, 2)))
 SCHEDULER = (call("framework_set_scheduler", name=st.just("dynamic"),
@@ -75,8 +81,8 @@ SETTING = (call("log_set_print_level", level=LEVEL) | call("log_set_level", leve
            | call("trace_clear_tpoint_mask", name=GROUP, tpoint_mask=st.integers(1, 2**64 - 1))
            | call("bdev_set_options", bdev_io_pool_size=maybe(SIZE32),
                   bdev_auto_examine=maybe(st.booleans()), iobuf_large_cache_size=maybe(SIZE32)))
-CALLS = st.lists(MALLOC | NULL | AIO | URING | SPLIT | CONTROLLER | CONTROLLER | SCHEDULER
-                 | SETTING, max_size=25)
+CALLS = st.lists(MALLOC | NULL | AIO | URING | SPLIT | CONTROLLER | CONTROLLER | COALESCING
+                 | SCHEDULER | SETTING, max_size=25)
 
 
 @contextlib.contextmanager
@@ -101,6 +107,9 @@ async def make(calls, invoke):
             if isinstance(params.get(key), int):
                 bdevs = [bdev["name"] for bdev in await invoke("bdev_get_bdevs", None)] or ["none"]
                 params = {**params, key: bdevs[params[key] % len(bdevs)]}
+        if isinstance(params.get("ctrlr"), int):
+            there = [each["ctrlr"] for each in await invoke("vhost_get_controllers", None)]
+            params = {**params, "ctrlr": there[params["ctrlr"] % len(there)] if there else "none"}
         with contextlib.suppress(RpcError):
             await invoke(method, params)
 

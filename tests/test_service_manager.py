@@ -1,4 +1,4 @@
-"""vhostrt.service_manager: what a service manager hears of the program, and when it hears nothing more."""
+"""vhostrt.service_manager: what a service manager hears of the program, and when no more."""
 import asyncio
 import contextlib
 import ctypes

@@ -205,8 +205,8 @@ def test_check_19_the_next_run_is_a_period_after_the_look(one):
 def test_check_19_eight_timers_run_in_one_look(one):
     """Twenty that are due together need three, in turns that follow one another; the order is that
     of their deadlines."""
-    cdef Timed timed = Timed([1000 * MS + 1000 - i for i in range(20)])
-    timed.b.wait_ticks = ticks_from_us(1002 * MS)
+    cdef Timed timed = Timed([1400 * MS - 20 * MS * i for i in range(20)])
+    timed.b.wait_ticks = ticks_from_us(1402 * MS)
     found = timed.run(20)[:20]
     assert [who for who, *_ in found] == list(range(19, -1, -1))
     assert [turn - found[0][1] for _, turn, *_ in found] == [i // 8 for i in range(20)]

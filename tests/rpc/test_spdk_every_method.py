@@ -19,15 +19,27 @@ CALLS = {
     "bdev_aio_create": [("bdev_aio_create", FILE, "a1", 512)],
     "bdev_aio_delete": [("bdev_aio_create", FILE, "a2", 512), ("bdev_aio_delete", "a2")],
     "bdev_aio_rescan": [("bdev_aio_create", FILE, "a3", 512), ("bdev_aio_rescan", "a3")],
+    "bdev_enable_histogram": [("bdev_enable_histogram", "--histogram", "Disk0"),
+                              ("bdev_enable_histogram", "--no-histogram", "Disk0")],
+    "bdev_get_histogram": [("bdev_enable_histogram", "--histogram", "Disk0"),
+                           ("bdev_get_histogram", "Disk0")],
+    "bdev_get_histogram_borders": [("bdev_enable_histogram", "--histogram", "Disk0"),
+                                   ("bdev_get_histogram_borders", "--borders", "1000,2000",
+                                    "Disk0")],
     "bdev_examine": [("bdev_examine", "-b", "Disk0")],
     "bdev_malloc_create": [("bdev_malloc_create", 1, 512)],
     "bdev_malloc_delete": [("bdev_malloc_create", "-b", "m", 1, 512), ("bdev_malloc_delete", "m")],
     "bdev_null_create": [("bdev_null_create", "n1", 1, 512)],
     "bdev_null_delete": [("bdev_null_create", "n2", 1, 512), ("bdev_null_delete", "n2")],
     "bdev_null_resize": [("bdev_null_create", "n3", 1, 512), ("bdev_null_resize", "n3", 2)],
+    "bdev_split_create": [("bdev_malloc_create", "-b", "s1", 2, 512),
+                          ("bdev_split_create", "s1", 2)],
+    "bdev_split_delete": [("bdev_malloc_create", "-b", "s2", 2, 512),
+                          ("bdev_split_create", "s2", 2), ("bdev_split_delete", "s2")],
     "bdev_uring_create": [("bdev_uring_create", FILE, "u1", 512)],
     "bdev_uring_delete": [("bdev_uring_create", FILE, "u2", 512), ("bdev_uring_delete", "u2")],
     "bdev_uring_rescan": [("bdev_uring_create", FILE, "u3", 512), ("bdev_uring_rescan", "u3")],
+    "framework_get_config": [("framework_get_config", "bdev")],
     "framework_set_scheduler": [("framework_set_scheduler", "static")],
     "log_clear_flag": [("log_clear_flag", "rpc")],
     "log_enable_timestamps": [("log_enable_timestamps", "--timestamps")],
@@ -39,13 +51,17 @@ CALLS = {
     "trace_disable_tpoint_group": [("trace_disable_tpoint_group", "bdev")],
     "trace_enable_tpoint_group": [("trace_enable_tpoint_group", "bdev")],
     "trace_set_tpoint_mask": [("trace_set_tpoint_mask", "bdev", "0x1")],
+    "vhost_controller_set_coalescing": [
+        ("vhost_create_blk_controller", "c3", "Disk0"),
+        ("vhost_controller_set_coalescing", "c3", 10, 60000)],
     "vhost_create_blk_controller": [("vhost_create_blk_controller", "c1", "Disk0")],
     "vhost_delete_controller": [("vhost_create_blk_controller", "c2", "Disk0"),
                                 ("vhost_delete_controller", "c2")],
 }
-# Claims would keep out the tests that run beside; of the start, and of the end.
-ELSEWHERE = {"framework_enable_cpumask_locks", "framework_start_init", "scheduler_set_options",
-             "spdk_kill_instance"}
+# Claims would keep out the tests that run beside; of the start, of the end; what reads files is in
+# test_config.py.
+ELSEWHERE = {"framework_enable_cpumask_locks", "framework_start_init", "load_config",
+             "load_subsystem_config", "scheduler_set_options", "spdk_kill_instance"}
 # What is refused, as the sentence says.
 REFUSED = {"virtio_blk_create_transport": ("vhost_user_blk", -17)}
 

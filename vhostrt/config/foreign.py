@@ -17,8 +17,6 @@ IGNORED = frozenset((
     # Settings of block device modules
     "bdev_enable_histogram", "bdev_examine", "bdev_iscsi_set_options", "bdev_nvme_set_hotplug",
     "bdev_nvme_set_options", "bdev_raid_set_options", "bdev_virtio_blk_set_hotplug",
-    # How often a guest is interrupted
-    "vhost_controller_set_coalescing",
     # Other ways in than vhost, and devices behind a VMD
     "fsdev_set_opts", "iscsi_set_options", "nbd_start_disk", "nvmf_set_config", "nvmf_set_crdt",
     "nvmf_set_max_subsystems", "vmd_enable",

@@ -149,7 +149,11 @@ class SplitDelete(Parameters):
 
 
 class SetOptions(Parameters):
-    """Sizes of SPDK's pools and caches; not given: as it is."""
+    """Sizes of SPDK's pools and caches; not given: as it is.
+
+    bdev_io_pool_size, bdev_io_cache_size: requests.  iobuf_small_cache_size,
+    iobuf_large_cache_size: buffers.  bdev_auto_examine: whether new bdevs are looked into.
+    """
 
     bdev_io_pool_size: Size32 | None = None
     bdev_io_cache_size: Size32 | None = None

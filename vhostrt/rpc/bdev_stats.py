@@ -54,7 +54,8 @@ class EnableHistogram(Parameters):
     """name: of the bdev.  enable: whether a histogram of its times is kept from now on.
 
     opc: the only type of request that is counted, a name of bdev_get_bdevs.  granularity: each
-    power of two of times is divided into 2^granularity buckets, between min_nsec and max_nsec.
+    power of two of times is divided into 2^granularity buckets.  min_nsec: shorter times are in one
+    bucket.  max_nsec: longer times are in one bucket.
     """
 
     name: Name
@@ -124,8 +125,11 @@ async def bdev_enable_histogram(rpc: Dispatcher, params: EnableHistogram) -> boo
 
 @method("bdev_get_histogram", aliases=("get_bdev_histogram",))
 async def bdev_get_histogram(rpc: Dispatcher, params: Named) -> dict:
-    """Return the histogram of a bdev's times: the counts of its buckets as 64-bit words of this
-    machine, in base64, from the first bucket of range min_range to the last of max_range."""
+    """Return the histogram of a bdev's times.
+
+    The counts of its buckets are 64-bit words of this machine, in base64, from the first bucket of
+    range min_range to the last of max_range.
+    """
     found = histogram_of(registry.get(params.name))
     counts = found.counts()
     words = struct.pack(f"={len(counts)}Q", *counts)

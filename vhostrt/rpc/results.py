@@ -148,9 +148,11 @@ class Bdev(TypedDict):
 class Queue(TypedDict):
     index: int
     lcore: int
+    thread_id: int
     size: int
     inflight_task_cnt: int
     broken: int
+    oldest_request_us: int
 
 
 class Session(TypedDict):
@@ -173,14 +175,36 @@ class BackendSpecific(TypedDict):
     block: Block
 
 
+class Statistics(TypedDict):
+    inflight: int
+    oldest_request_us: int
+    requests: dict[str, int]
+    bytes: dict[str, int]
+    errors: dict[str, int]
+    kicks: int
+    calls: int
+    latency_us: dict[str, dict[str, float]]
+
+
+class QueueStatistics(Statistics):
+    index: int
+
+
 class Controller(TypedDict):
     ctrlr: str
     cpumask: str
     delay_base_us: int
     iops_threshold: int
+    automatic: bool
     socket: str
+    mode: NotRequired[str]
+    owner: NotRequired[str]
+    group: NotRequired[str]
+    peers: NotRequired[list[str]]
     sessions: list[Session]
     backend_specific: BackendSpecific
+    statistics: Statistics
+    queues: list[QueueStatistics]
 
 
 class Transport(TypedDict):

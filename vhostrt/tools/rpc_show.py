@@ -12,7 +12,7 @@ COLUMNS: dict[str, dict[str, str]] = {
     "bdev_get_bdevs": {"name": "name", "product_name": "product", "size": "size",
                        "block_size": "block size", "claimed": "claimed", "uuid": "uuid"},
     "vhost_get_controllers": {"ctrlr": "controller", "bdev": "bdev", "cpumask": "cores",
-                              "clients": "clients", "queues": "queues", "socket": "socket"},
+                              "clients": "clients", "running": "queues", "socket": "socket"},
     "framework_get_reactors": {"lcore": "core", "numa_id": "node", "busy%": "busy %",
                                "in_interrupt": "interrupt", "threads": "threads"},
     "thread_get_stats": {"name": "name", "id": "id", "cpumask": "cores", "busy%": "busy %",
@@ -73,7 +73,7 @@ def figure(item: dict[str, Any], key: str) -> Any:
         return item.get("backend_specific", {}).get("block", {}).get("bdev") or "-"
     if key == "clients":
         return len(item.get("sessions", ()))
-    if key == "queues":
+    if key == "running":
         return sum(len(session.get("queues", ())) for session in item.get("sessions", ()))
     if key == "busy%":
         busy, idle = item.get("busy", 0), item.get("idle", 0)

@@ -280,8 +280,15 @@ def config(whole: bool = True) -> list[dict]:
 
     whole: say also which cores a controller has that nobody has given any, as SPDK does.
     """
-    return [{"method": "vhost_create_blk_controller", "params": params_of(each, whole)}
-            for each in controllers.values() if each.descriptor is not None]
+    calls = []
+    for each in controllers.values():
+        if each.descriptor is None:
+            continue
+        calls.append({"method": "vhost_create_blk_controller", "params": params_of(each, whole)})
+        if each.coalescing != Coalescing():
+            calls.append({"method": "vhost_controller_set_coalescing",
+                          "params": {"ctrlr": each.name, **each.coalescing.params()}})
+    return calls
 
 
 def params_of(each: BlkController, whole: bool) -> dict:
@@ -291,7 +298,7 @@ def params_of(each: BlkController, whole: bool) -> dict:
     params |= {"readonly": each.readonly, "transport": TRANSPORT}
     if each.path != os.path.abspath(socket_directory + each.name):
         params["socket"] = each.path
-    return params
+    return params | each.access.params()
 
 
 def get(name: str) -> BlkController:

@@ -138,7 +138,8 @@ class Ring:
 
     def is_unseen(self) -> bool:
         """Whether the driver has kicked the running ring, and nothing that it wrote can be seen."""
-        if self.queue is None or self.addresses is None or self.queue.stats()["requests"]:
+        if self.queue is None or self.addresses is None \
+                or any(self.queue.stats().requests().values()):
             return False
         desc, avail, _ = self.addresses
         view = self.session.view

@@ -78,7 +78,7 @@ cdef inline void blk_finish(queue_t *q, request_t *request, uint8_t status,
 cdef inline void blk_answer(queue_t *q, request_t *request, uint32_t kind, uint8_t status,
                             uint32_t written) noexcept nogil:
     """Answer a request within the poll that has popped it.  blk_settle counts its time."""
-    q.answered += <uint64_t>1 << 16 * lane_of(kind)
+    q.at_once += <uint64_t>1 << 16 * lane_of(kind)
     blk_finish(q, request, status, written)
 
 
@@ -102,13 +102,13 @@ cdef uint32_t cause_of(int rc) noexcept nogil:
 cdef void blk_settle(queue_t *q) noexcept nogil:
     """Count the time of what the poll has answered itself: from its begin to now, for each, as the
     driver is shown all of it together.  One look at the clock."""
-    cdef uint64_t answered = q.answered
+    cdef uint64_t answered = q.at_once
     cdef uint64_t now = ticks_now()
     cdef uint64_t took = now - q.polled if now > q.polled else 0
     cdef uint32_t bucket = histogram_index(q.stats.times[0], took)
     cdef uint32_t lane = 0
     cdef uint64_t n
-    q.answered = 0
+    q.at_once = 0
     while answered:
         n = answered & 0xffff
         if n:
@@ -267,7 +267,7 @@ cdef inline int blk_pop(queue_t *q, chain_t *c) noexcept nogil:
 
 cdef inline void blk_publish(queue_t *q) noexcept nogil:
     """Show the driver what the poll has answered, after its time has been taken."""
-    if q.answered:
+    if q.at_once:
         blk_settle(q)
     queue_publish(q)
 

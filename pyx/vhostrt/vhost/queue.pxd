@@ -83,7 +83,7 @@ cdef struct queue_t:
     int kick_fd
     queue_stats_t *stats
     uint64_t polled             # ticks, when the last poll that found requests began
-    uint64_t answered           # by it, at once: 16 bits for each lane
+    uint64_t at_once            # answered by it: 16 bits for each lane
     # Seldom used.
     big_iovs_t *big_free
     uint32_t chain_limit        # iovs and steps of one chain

@@ -6,13 +6,13 @@ changed only by events to its reactor: start, set_view, set_fd, set_channel, mov
 import asyncio
 
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.errno cimport EAGAIN, EFAULT, EINTR, ETIMEDOUT, errno
+from libc.errno cimport EAGAIN, EFAULT, ETIMEDOUT
 from libc.stdint cimport uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
-from posix.unistd cimport write
 from vhostrt.base.check cimport check
 from vhostrt.base.errors cimport ok
+from vhostrt.base.eventfd cimport eventfd_signal
 from vhostrt.base.histogram cimport counted
 from vhostrt.bdev.core cimport Channel, bdev_channel_t, iovec
 from vhostrt.event.control cimport CALL_PENDING, call_done, call_on, call_t, control_post
@@ -48,20 +48,10 @@ FD_KINDS = ("kick", "call", "err")      # in the order of FD_...
 
 # On the reactor
 
-cdef bint signal_fd(int fd) noexcept nogil:
-    """Add 1 to an eventfd.  A full counter is as good; any other failure is the client's loss.
-
-    False: the write blocked, which only a client can bring about that fills the counter and takes
-    O_NONBLOCK away, until the watchdog interrupted it.
-    """
-    cdef uint64_t one = 1
-    return fd < 0 or write(fd, &one, sizeof(one)) >= 0 or errno != EINTR
-
-
 cdef void queue_call(queue_t *q) noexcept nogil:
     """Interrupt the driver."""
     counted(&q.stats.counters.calls, 1)
-    if not signal_fd(q.call_fd):
+    if not eventfd_signal(q.call_fd):
         queue_break(q, -ETIMEDOUT)      # and so it is not called again
 
 
@@ -109,7 +99,7 @@ cdef void queue_break(queue_t *q, int rc) noexcept nogil:
     # Zeros in the place of memory that has gone read as a driver's mistake.
     q.broken_rc = -EFAULT if load_relaxed_u32(q.lease.regions.poisoned) else rc
     if q.state != QUEUE_DRAINING:       # whoever stops it does not need to be told
-        signal_fd(q.err_fd)
+        eventfd_signal(q.err_fd)
         control_post(&q.broken_note)
     q.state = QUEUE_BROKEN
     if rc != -ETIMEDOUT:                # which says that the call itself does not work
