@@ -179,6 +179,25 @@ def test_a_client_that_does_not_read(blocking):
     check()
 
 
+@case
+async def check_message_in_pieces(peer):
+    payload = bytes(range(256)) * 8192              # more than a socket holds
+    peer.channel.send(CALL, payload)
+    peer.channel.send(CHANGE)
+    data = b""
+    while len(data) < len(payload) + 24:
+        try:
+            data += peer.end.recv(1 << 16)
+        except BlockingIOError:
+            await asyncio.sleep(0.001)
+    assert data == struct.pack("=III", CALL, VERSION | NEED_REPLY, len(payload)) + payload \
+        + struct.pack("=III", CHANGE, VERSION | NEED_REPLY, 0)
+
+
+def test_a_message_that_the_socket_takes_in_pieces():
+    check_message_in_pieces()
+
+
 @pytest.mark.parametrize("junk", [
     struct.pack("=IIIQ", 2, VERSION | REPLY, 4096, 0), struct.pack("=IIIQ", 2, VERSION, 8, 0),
     struct.pack("=IIIQ", 99, VERSION | REPLY, 8, 0), b"\xff" * 4096,

@@ -224,8 +224,15 @@ def test_reset_device_disables_all_rings_and_keeps_the_owner_and_memory(disk):
             blk.rings[queue].kick()
         assert all(idle(ring) for ring in blk.rings)
         blk.client.set_features(blk.features)
+        for ring in blk.rings:
+            assert blk.client.get_vring_base(ring.index) == 0
+            ring.configure(blk.client)
+            blk.client.set_vring_kick(ring.index, ring.kick_fd)
+            offer_read(blk, ring.index)
+            ring.kick()
+        assert all(idle(ring) for ring in blk.rings)
         for queue, ring in enumerate(blk.rings):
-            assert blk.client.get_vring_base(queue) == 0
+            blk.client.get_vring_base(queue)
             ring.reset(0)
             ring.start(blk.client)
             assert blk.read(queue, 512, queue) == bytes([queue + 1]) * 512
