@@ -7,6 +7,7 @@ import struct
 
 import pytest
 
+from vhostrt.log_limit import Limit
 from vhostrt.vhost.backend import BackendChannel
 from vhostrt.vhost.messages import STATE, BackendRequest, ProtocolError
 
@@ -20,7 +21,7 @@ class Peer:
 
     def __init__(self, need_reply: bool = True):
         self.need_reply = need_reply
-        self.channel = BackendChannel("test")
+        self.channel = BackendChannel("test", Limit("test").part())
         self.connect()
 
     def connect(self) -> None:
@@ -56,7 +57,7 @@ class Peer:
         await asyncio.sleep(0.01)
 
     def close(self) -> None:
-        self.channel.close()
+        self.channel.close("the test is over")
         self.end.close()
         self.theirs.close()
 
@@ -87,7 +88,7 @@ def test_message():
 
 @case
 async def check_no_answer_wanted(peer):
-    peer.channel.close()
+    peer.channel.close("it is tried")
     peer.need_reply = False
     peer.connect()
     for _ in range(3):
@@ -131,7 +132,7 @@ def test_a_change_is_told_though_the_one_before_was_not_answered():
 
 @case
 async def check_due_before_the_channel(peer):
-    peer.channel.close()
+    peer.channel.close("it is tried")
     peer.channel.send(CHANGE)
     peer.channel.send(CHANGE)
     peer.connect()

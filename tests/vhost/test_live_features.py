@@ -10,6 +10,7 @@ import struct
 import pytest
 
 from tests.lib.vhost_client import F_LOG_ALL, F_PROTOCOL, NEED_REPLY, P_REPLY_ACK, VERSION, Msg
+from vhostrt.log_limit import Limit
 from vhostrt.vhost.session import Session
 
 F_VERSION_1, F_EVENT_IDX = 1 << 32, 1 << 29
@@ -23,6 +24,7 @@ class Controller:
     name = "test"
     features = F_VERSION_1 | F_EVENT_IDX | F_LOG_ALL
     rings_max = 1
+    limit = Limit("test")
 
     def check_rings(self) -> None:
         """There is room."""
