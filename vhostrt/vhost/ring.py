@@ -193,9 +193,13 @@ class Ring:
             self.session.controller.keep_stats(queue)
             await self.session.controller.close_channel(channel)
 
+    def has_requests(self) -> bool:
+        """Whether the running queue has taken any."""
+        return any(self.queue.stats().requests().values())
+
     def is_unseen(self) -> bool:
         """Whether the driver has kicked the running ring, and nothing that it wrote can be seen."""
-        if self.queue is None or self.addresses is None or self.queue.stats()["requests"]:
+        if self.queue is None or self.has_requests():
             return False
         desc, avail, _ = self.addresses
         view = self.session.view

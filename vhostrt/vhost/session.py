@@ -141,8 +141,8 @@ class Session:
         and ours another copy of the same file."""
         self.looking = None
         unseen = [ring.index for ring in self.rings.values() if ring.is_unseen()]
-        if unseen and all(not ring.queue.stats()["requests"] for ring in self.rings.values()
-                          if ring.queue is not None):
+        if unseen and not any(ring.has_requests() for ring in self.rings.values()
+                              if ring.queue is not None):
             self.say.warning("memory", f"{self.name}: ring {unseen[0]} is kicked, but nothing that "
                              f"the driver writes can be seen: {SHARE}")
 
