@@ -20,6 +20,7 @@ from vhostrt.vhost.messages import (FLAG_NEED_REPLY, FLAG_REPLY, HEADER, U64, VE
 IN_TURN = frozenset((BackendRequest.VRING_CALL, BackendRequest.VRING_ERR))
 REPLY_SIZE = HEADER.size + U64.size
 READ_SIZE = 4096
+GONE = "it has closed its channel"
 
 
 def is_stream(fd: int) -> bool:
@@ -109,6 +110,9 @@ class BackendChannel:
                 n = self.sock.send(self.rest, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             except BlockingIOError:
                 break
+            except ConnectionError:
+                self.close(GONE)
+                return
             except OSError as error:
                 self.lose(os.strerror(error.errno))
                 return
@@ -132,11 +136,13 @@ class BackendChannel:
             data = self.sock.recv(READ_SIZE, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
+        except ConnectionError:
+            data = b""
         except OSError as error:
             self.lose(os.strerror(error.errno))
             return
         if not data:
-            self.close("it has closed its channel")
+            self.close(GONE)
             return
         self.received += data
         while len(self.received) >= REPLY_SIZE:
