@@ -130,7 +130,8 @@ class Client:
         control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
             n = self.sock.sendmsg([data], control)
-            self.sock.sendall(data[n:])
+            if n < len(data):           # an empty send fails when the target has closed meanwhile
+                self.sock.sendall(data[n:])
         except (BrokenPipeError, ConnectionResetError) as e:
             raise Closed(str(e)) from e
 
