@@ -23,7 +23,7 @@ cdef enum:
     PAGE = 4096
     PAGES = 4
     THREADS = 4
-    SLOTS = 8192                # of the table
+    SLOTS = 32768               # of the table
 
 # Where nobody's memory is; all of it lies between the two.
 cdef void *LOW = <void *><uintptr_t>PAGE

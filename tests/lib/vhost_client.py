@@ -23,7 +23,10 @@ P_MQ = 1 << 0
 P_REPLY_ACK = 1 << 3
 P_BACKEND_REQ = 1 << 5
 P_CONFIG = 1 << 9
+P_RESET_DEVICE = 1 << 13
+P_INBAND = 1 << 14
 P_CONFIGURE_MEM_SLOTS = 1 << 15
+P_STATUS = 1 << 16
 
 NO_FD = 1 << 8
 
@@ -59,11 +62,20 @@ class Msg(enum.IntEnum):
     GET_INFLIGHT_FD = 31
     SET_INFLIGHT_FD = 32
     RESET_DEVICE = 34
+    VRING_KICK = 35
     GET_MAX_MEM_SLOTS = 36
     ADD_MEM_REG = 37
     REM_MEM_REG = 38
     SET_STATUS = 39
     GET_STATUS = 40
+
+
+class BackendMsg(enum.IntEnum):
+    """Request numbers of the back end, on its own channel."""
+
+    CONFIG_CHANGE = 2
+    VRING_CALL = 4
+    VRING_ERR = 5
 
 
 class Closed(ConnectionError):
@@ -118,7 +130,8 @@ class Client:
         control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
             n = self.sock.sendmsg([data], control)
-            self.sock.sendall(data[n:])
+            if n < len(data):           # an empty send fails when the target has closed meanwhile
+                self.sock.sendall(data[n:])
         except (BrokenPipeError, ConnectionResetError) as e:
             raise Closed(str(e)) from e
 
@@ -261,6 +274,21 @@ class Client:
     def set_vring_enable(self, index: int, on: bool) -> None:
         self.tell_state(Msg.SET_VRING_ENABLE, index, int(on))
 
+    def vring_kick(self, index: int) -> None:
+        """Notify ring `index` in-band."""
+        self.tell_state(Msg.VRING_KICK, index, 0)
+
+    # The device.
+
+    def reset_device(self) -> None:
+        self.tell(Msg.RESET_DEVICE)
+
+    def set_status(self, status: int) -> None:
+        self.tell_u64(Msg.SET_STATUS, status)
+
+    def get_status(self) -> int:
+        return self.ask_u64(Msg.GET_STATUS)
+
     # The rest.
 
     def get_config(self, offset: int, size: int, flags: int = 0) -> bytes:
@@ -282,3 +310,15 @@ class Client:
         self.backend.settimeout(self.sock.gettimeout())
         with theirs:
             self.tell(Msg.SET_BACKEND_REQ_FD, b"", [theirs.fileno()])
+
+    def recv_backend(self) -> tuple[int, int, bytes]:
+        """Receive one request of the back end: request, flags, payload; TimeoutError."""
+        head = self.backend.recv(12, socket.MSG_WAITALL)
+        if len(head) < 12:
+            raise Closed("the back end closed its channel")
+        request, flags, size = struct.unpack("=III", head)
+        return request, flags, self.backend.recv(size, socket.MSG_WAITALL) if size else b""
+
+    def answer_backend(self, request: int, code: int = 0) -> None:
+        """Acknowledge a request of the back end."""
+        self.backend.sendall(struct.pack("=IIIQ", request, VERSION | REPLY, 8, code))

@@ -3,6 +3,7 @@ import errno
 import fcntl
 import gc
 import os
+import random
 import re
 import socket
 
@@ -269,6 +270,108 @@ def test_memory_that_vanished_poisons_its_view(fd):
 
 def test_a_slot_of_the_sigbus_table_comes_back(fd):
     """More mappings than it has slots, one after the other."""
-    for _ in range(9000):
+    for _ in range(33000):
         mapping(fd)
     assert mapped() == 0
+
+
+def test_an_allowance_counts_regions(fd):
+    allowance = Allowance(END, 2)
+    kept = [mapping(fd, allowance=allowance) for _ in range(2)]
+    for _ in range(3):
+        with pytest.raises(ValueError, match="2 regions are mapped: there may be no more"):
+            mapping(fd, allowance=allowance)
+    del kept[0]
+    assert allowance.regions == 1
+    kept.append(mapping(fd, allowance=allowance))
+    assert allowance.regions == 2 and mapped() == 2
+    del kept
+    assert (allowance.regions, allowance.used) == (0, 0)
+
+
+# One region more or less
+
+def rows(view):
+    """What reactors see of a view."""
+    cdef View v = view
+    return [(v.r.table[i].guest, v.r.table[i].size, <uint64_t>v.r.table[i].host)
+            for i in range(v.r.count)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_changes_are_as_if_made_at_once(fd, seed):
+    """Regions at random, in other orders for guest and user; each view against one from a list."""
+    rng = random.Random(seed)
+    poison, places = Poison(), list(range(24))
+    rng.shuffle(places)
+    present, view = [], None
+    for _ in range(200):
+        n = rng.randrange(24)
+        found = [m for m in present if m.guest == GUEST + n * PAGE]
+        if found:
+            present.remove(found[0])
+            view = view.minus(found[0])
+        else:
+            made = mapping(fd, GUEST + n * PAGE, user=USER + places[n] * PAGE, poison=poison)
+            present.append(made)
+            view = view.plus(made) if view else View([made])
+        assert len(view) == len(present)
+        if present:
+            assert rows(view) == rows(View(present))
+        for i in range(24):
+            at = USER + places[i] * PAGE
+            there = any(m.user == at for m in present)
+            assert (look(view, at + PAGE - 1, 1) is not None) == there
+            assert (view.find(GUEST + i * PAGE, PAGE, at) is not None) == there
+    del view, present, found, made
+    assert mapped() == 0
+
+
+def test_the_old_view_stays_as_it_was(fd):
+    first, second = mapping(fd), mapping(fd, GUEST + PAGE, user=USER + PAGE)
+    old = View([first])
+    new = old.plus(second)
+    less = new.minus(first)
+    assert [len(view) for view in (old, new, less)] == [1, 2, 1]
+    assert look(old, USER, 1) is not None and look(old, USER + PAGE, 1) is None
+    assert look(less, USER, 1) is None and look(less, USER + PAGE, 1) is not None
+    del first, second, new
+    assert mapped() == 2
+    del old
+    assert mapped() == 1
+
+
+@pytest.mark.parametrize(("guest", "user", "kind"), [
+    (GUEST + PAGE - 1, USER + 8 * PAGE, "guest"), (GUEST - PAGE + 1, USER + 8 * PAGE, "guest"),
+    (GUEST, USER + 8 * PAGE, "guest"), (GUEST + 8 * PAGE, USER + PAGE - 1, "user"),
+    (GUEST + 8 * PAGE, USER - PAGE + 1, "user"), (GUEST + 8 * PAGE, USER, "user"),
+])
+def test_an_overlap_with_one_that_is_there_is_refused(fd, guest, user, kind):
+    view = View([mapping(fd), mapping(fd, GUEST + 4 * PAGE, user=USER + 4 * PAGE)])
+    with pytest.raises(ValueError, match=f"two regions overlap at {kind} address"):
+        view.plus(mapping(fd, guest, user=user))
+    assert len(view) == 2
+
+
+def test_a_view_may_lose_its_last_region(fd):
+    cdef View view = View([mapping(fd)])
+    view = view.minus(view.mappings[0])
+    assert view.r.count == 0 and len(view) == 0
+    assert look(view, USER, 1) is None and view.find(GUEST, PAGE, USER) is None
+    assert view.r.poisoned[0] == <uint32_t>0
+
+
+def test_a_file_is_known_again(fd):
+    """By what it is, whichever descriptor comes; not by its numbers alone."""
+    made = mapping(fd, offset=PAGE)
+    again, other = os.dup(fd), os.memfd_create("client-memory")
+    os.ftruncate(other, 4 * PAGE)
+    assert made.shows(again, GUEST, PAGE, USER, PAGE)
+    for numbers in ((GUEST + 1, PAGE, USER, PAGE), (GUEST, PAGE + 1, USER, PAGE),
+                    (GUEST, PAGE, USER + 1, PAGE), (GUEST, PAGE, USER, 0)):
+        assert not made.shows(again, *numbers)
+    assert not made.shows(other, GUEST, PAGE, USER, PAGE)
+    os.ftruncate(fd, PAGE)
+    assert not made.shows(again, GUEST, PAGE, USER, PAGE)
+    for each in (again, other):
+        os.close(each)

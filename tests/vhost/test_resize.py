@@ -6,7 +6,7 @@ import pytest
 
 from tests.lib.blk_client import IOERR, OK, OUT, Blk
 from tests.lib.target import RpcError, Target
-from vhostrt.vhost.messages import HEADER, VERSION
+from vhostrt.vhost.messages import FLAG_NEED_REPLY, HEADER, VERSION
 
 CONFIG_CHANGE = 2                       # VHOST_USER_BACKEND_CONFIG_CHANGE_MSG
 
@@ -41,12 +41,12 @@ def test_a_larger_disk_is_told_and_used(target, null_disk):
         assert blk.capacity() == 2048
         assert blk.request(OUT, 2048, b"x" * 512).status == IOERR
         assert target.rpc("bdev_null_resize", name="n", new_size=2) is True
-        assert told(blk) == (CONFIG_CHANGE, VERSION, 0)
+        assert told(blk) == (CONFIG_CHANGE, VERSION | FLAG_NEED_REPLY, 0)
         assert blk.capacity() == 4096 and blocks(target, "n") == 4096
         assert blk.request(OUT, 4095, b"x" * 512).status == OK
         assert target.rpc("bdev_null_resize", name="n", new_size=2) is True     # nothing new
         assert target.rpc("bdev_null_resize", name="n", new_size=3) is True
-        assert told(blk) == (CONFIG_CHANGE, VERSION, 0)
+        assert told(blk) == (CONFIG_CHANGE, VERSION | FLAG_NEED_REPLY, 0)
         blk.client.backend.setblocking(False)
         with pytest.raises(BlockingIOError):
             blk.client.backend.recv(1)
@@ -62,7 +62,7 @@ def test_a_client_that_cannot_be_told_is_named(target, null_disk):
         blk.client.set_backend_req_fd()
         blk.client.backend.close()
         target.rpc("bdev_null_resize", name="n", new_size=3)
-        assert "the client is not told of the new size of n: Broken pipe" in target.stderr()
+        assert "the client is not told of the new size of n: it has closed" in target.stderr()
         assert blk.capacity() == 3 << 11
 
 

@@ -30,6 +30,7 @@ SESSIONS_MAX = 64                       # of one controller: each may hold descr
 SLOTS_MAX = 1 << 18                     # of its rings: 320 bytes are allocated for each
 SESSION_RINGS_MAX = 1024                # of them together: each holds up to three descriptors
 MEMORY_MAX = 8 << 40                    # bytes of its sessions' memory: we can map 2^47 in all
+REGIONS_MAX = 2048                      # of its sessions' memory: there are 32768 in all
 
 # Feature bits of the block device (virtio 1.4, 5.2.3).
 F_SEG_MAX, F_RO, F_BLK_SIZE, F_FLUSH, F_MQ = 2, 5, 6, 9, 12
@@ -69,7 +70,7 @@ class BlkController:
         self.rings_max = RINGS_MAX
         self.descriptor: registry.Descriptor | None = None
         self.sessions: set[Session] = set()
-        self.allowance = view.Allowance(MEMORY_MAX)
+        self.allowance = view.Allowance(MEMORY_MAX, REGIONS_MAX)
         self.limit = Limit(name)        # of what clients may have logged
         self.listener: listener.Listener | None = None
         self.peers: frozenset[int] | None = None        # users that may connect; None: all
@@ -166,7 +167,7 @@ class BlkController:
         """The bdev has another size: clients see it, and are told where they can be."""
         self.num_blocks = descriptor.bdev.num_blocks
         for session in self.sessions:
-            session.config_changed()
+            session.config_changed(f"the new size of {self.bdev_name}")
 
     # The socket
 

@@ -20,6 +20,7 @@ STATE = struct.Struct("=II")            # ring index, number
 ADDRESS = struct.Struct("=IIQQQQ")      # ring index, flags, desc, used, avail, log
 TABLE = struct.Struct("=II")            # regions, padding
 REGION = struct.Struct("=QQQQ")         # guest address, size, user address, offset in the file
+MEM_REG = struct.Struct("=QQQQQ")       # padding, and a region
 CONFIG = struct.Struct("=III")          # offset, size, flags
 
 VRING_INDEX_MASK = 0xff
@@ -47,11 +48,20 @@ class Request(IntEnum):
     SET_BACKEND_REQ_FD = 21
     GET_CONFIG = 24
     SET_CONFIG = 25
+    RESET_DEVICE = 34
+    VRING_KICK = 35
+    GET_MAX_MEM_SLOTS = 36
+    ADD_MEM_REG = 37
+    REM_MEM_REG = 38
+    SET_STATUS = 39
+    GET_STATUS = 40
 
 
 class BackendRequest(IntEnum):
     """Back end to front end, on the channel of SET_BACKEND_REQ_FD."""
     CONFIG_CHANGE = 2
+    VRING_CALL = 4
+    VRING_ERR = 5
 
 
 class ProtocolFeature(IntEnum):
@@ -60,6 +70,10 @@ class ProtocolFeature(IntEnum):
     REPLY_ACK = 3
     BACKEND_REQ = 5
     CONFIG = 9
+    RESET_DEVICE = 13
+    INBAND_NOTIFICATIONS = 14
+    CONFIGURE_MEM_SLOTS = 15
+    STATUS = 16
 
 
 class Feature(IntEnum):
@@ -69,6 +83,14 @@ class Feature(IntEnum):
     EVENT_IDX = 29
     PROTOCOL_FEATURES = 30
     VERSION_1 = 32
+
+
+class Status(IntEnum):
+    """Bits of the device status that mean something here (virtio 1.4, 2.1)."""
+    DRIVER_OK = 4
+    FEATURES_OK = 8
+    NEEDS_RESET = 64
+    FAILED = 128
 
 
 class ProtocolError(Exception):

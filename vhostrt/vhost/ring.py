@@ -7,14 +7,18 @@ Fails:   ProtocolError when a message cannot be applied.
 import asyncio
 import errno
 import functools
+import os
 
 from vhostrt import log
 from vhostrt.event.thread import Thread
 from vhostrt.vhost.blk import BlkQueue
-from vhostrt.vhost.messages import Feature, ProtocolError
+from vhostrt.vhost.messages import (STATE, BackendRequest, Feature, ProtocolError,
+                                    ProtocolFeature)
 from vhostrt.vhost.transport import close_all
 
 SIZE_MAX = 32768                        # virtio 1.4, 2.7
+# What is said by messages with INBAND_NOTIFICATIONS where the client gave no descriptor.
+INBAND = {"call": BackendRequest.VRING_CALL, "err": BackendRequest.VRING_ERR}
 
 
 def kicks_of(fd: int) -> int:
@@ -39,6 +43,8 @@ class Ring:
         self.enabled: bool | None = None            # None: no message has said so
         self.kicked = False             # SET_VRING_KICK came since the ring was stopped last
         self.fds = {"kick": -1, "call": -1, "err": -1}
+        self.told: set[str] = set()     # of these, what messages have said, if only "none"
+        self.inband: dict[int, str] = {}        # of self.fds, which are our own, for messages
         self.queue: BlkQueue | None = None
         # The session's messages and the removal of the bdev each change the queue in steps.
         self.lock = asyncio.Lock()
@@ -76,9 +82,43 @@ class Ring:
             else:
                 old = await self.queue.set_fd(kind, fd)
                 self.fds[kind] = fd     # for who asks; the queue has it
-        close_all([old])
+        self.told.add(kind)
+        self.drop(old)
         if kind == "kick":
             self.kicked = True
+
+    def drop(self, fd: int) -> None:
+        """Close a descriptor that was the ring's; -1 is none."""
+        if self.inband.pop(fd, "kick") != "kick":
+            asyncio.get_running_loop().remove_reader(fd)
+        close_all([fd])
+
+    def say_inband(self, kind: str) -> None:
+        """Have a descriptor of our own where the client gave none: what the reactor says there goes
+        on as a message."""
+        fd = self.fds[kind] = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.inband[fd] = kind
+        if kind != "kick":
+            asyncio.get_running_loop().add_reader(fd, self.tell_client, fd, INBAND[kind])
+
+    def tell_client(self, fd: int, request: BackendRequest) -> None:
+        """The reactor has signalled a descriptor of ours."""
+        os.eventfd_read(fd)
+        self.session.backend.send(request, STATE.pack(self.index, 0))
+
+    async def kick(self) -> None:
+        """VRING_KICK: chains have come; the first starts the ring.  ProtocolError when the client
+        has given a kick descriptor, which is to be used then."""
+        if not self.kicked:
+            self.say_inband("kick")
+            self.kicked = True
+        fd = self.fds["kick"]
+        if fd >= 0 and fd not in self.inband:
+            raise ProtocolError(f"VRING_KICK of ring {self.index}, which has a kick descriptor")
+        if self.queue is None:
+            await self.update()
+        if fd >= 0:
+            os.eventfd_write(fd, 1)
 
     def is_enabled(self) -> bool:
         """Whether it may run: without protocol features there is no message that enables it."""
@@ -105,6 +145,9 @@ class Ring:
         """Serve the ring on a reactor of the controller's; with the lock."""
         session = self.session
         controller = session.controller
+        if session.speaks(ProtocolFeature.INBAND_NOTIFICATIONS):
+            for kind in INBAND.keys() - self.told - set(self.inband.values()):
+                self.say_inband(kind)
         name = f"{controller.name}.vq{self.index}"
         lcore = controller.place(self.size, name)
         channel = await controller.open_channel(lcore)
@@ -125,6 +168,20 @@ class Ring:
         log.info("vhost", f"{controller.name}: ring {self.index} of {self.size} descriptors runs "
                           f"on core {lcore}")
 
+    async def start_if_ready(self) -> None:
+        """Start a ring that has waited for memory, if it is there now."""
+        if self.queue is None and self.kicked and self.is_enabled() and self.size \
+                and self.addresses is not None:
+            try:
+                await self.update()
+            except ProtocolError as error:
+                log.info("vhost", f"{self.session.name}: {error}")
+
+    def runs_in(self, user: int, size: int) -> bool:
+        """Whether it is served, and a part of it begins in this range of the client's addresses."""
+        return self.queue is not None and not self.queue.broken \
+            and any(user <= address < user + size for address in self.addresses)
+
     async def stop(self) -> None:
         """Finish what is in flight and leave the reactor."""
         async with self.lock:
@@ -136,10 +193,13 @@ class Ring:
             self.session.controller.keep_stats(queue)
             await self.session.controller.close_channel(channel)
 
+    def has_requests(self) -> bool:
+        """Whether the running queue has taken any."""
+        return any(self.queue.stats().requests().values())
+
     def is_unseen(self) -> bool:
         """Whether the driver has kicked the running ring, and nothing that it wrote can be seen."""
-        if self.queue is None or self.addresses is None \
-                or any(self.queue.stats().requests().values()):
+        if self.queue is None or self.addresses is None or self.has_requests():
             return False
         desc, avail, _ = self.addresses
         view = self.session.view
@@ -196,12 +256,20 @@ class Ring:
     async def close(self) -> None:
         """Stop and give back every descriptor."""
         await self.stop()
-        close_all(list(self.fds.values()))
-        self.fds = {"kick": -1, "call": -1, "err": -1}
+        for kind, fd in self.fds.items():
+            self.fds[kind] = -1
+            self.drop(fd)
 
     async def reset(self) -> None:
         """What GET_VRING_BASE leaves: stopped until the next kick descriptor comes."""
         await self.stop()
-        close_all([self.fds["kick"]])
-        self.fds["kick"] = -1
+        fd, self.fds["kick"] = self.fds["kick"], -1
+        self.drop(fd)
         self.kicked = False
+
+    async def renew(self) -> None:
+        """What a reset of the device leaves: disabled, and as if nothing had been told but the
+        descriptors for calls and errors."""
+        await self.reset()
+        self.enabled = False
+        self.size, self.addresses, self.next_avail = 0, None, 0

@@ -9,21 +9,24 @@ Threads: the control thread; memory is mapped on a helper thread.
 import asyncio
 import errno
 import itertools
-import os
 import socket
-import stat
 
 from vhostrt import log
 from vhostrt.notify import notifications
+from vhostrt.vhost import memory
 from vhostrt.vhost import view as view_module
-from vhostrt.vhost.messages import (ADDRESS, CONFIG, CONFIG_MAX, FDS_MAX, FLAG_NEED_REPLY, REGION,
-                                    STATE, TABLE, U64, VRING_INDEX_MASK, VRING_NO_FD,
+from vhostrt.vhost.backend import BackendChannel
+from vhostrt.vhost.messages import (ADDRESS, CONFIG, CONFIG_MAX, FDS_MAX, FLAG_NEED_REPLY, MEM_REG,
+                                    STATE, U64, VRING_INDEX_MASK, VRING_NO_FD,
                                     BackendRequest, Feature, ProtocolError, ProtocolFeature,
-                                    Request, bits, name_of)
+                                    Request, Status, bits, name_of)
 from vhostrt.vhost.ring import Ring
-from vhostrt.vhost.transport import Channel, Message, close_all, is_eventfd, tell_front_end
+from vhostrt.vhost.transport import Channel, Message, is_eventfd
 
 PROTOCOL_FEATURES = bits(*ProtocolFeature)
+INBAND_NEEDS = bits(ProtocolFeature.REPLY_ACK, ProtocolFeature.BACKEND_REQ)
+LIVE_FEATURES = bits(Feature.LOG_ALL)   # may change while rings run
+STATUS_MAX = 0xff
 MESSAGES_A_TURN = 16                    # handled before the loop serves others
 REPLY_OK, REPLY_ERROR = U64.pack(0), U64.pack(1)
 BROKEN = {errno.EFAULT: "it names memory that is not there",
@@ -50,12 +53,14 @@ class Session:
         self.vid = next(numbers)
         self.channel = Channel(sock)
         self.features = 0               # accepted by SET_FEATURES
+        self.features_told = False      # since the last reset
         self.protocol_features = 0
+        self.status = 0                 # of the device, as the driver set it
         self.rings: dict[int, Ring] = {}
         self.view: view_module.View | None = None
         self.looking: asyncio.TimerHandle | None = None
-        self.backend_fd = -1            # for our own requests to the client
         self.say = controller.limit.part()
+        self.backend = BackendChannel(self.name, self.say)
         self.task = asyncio.get_running_loop().create_task(self.run())
 
     @property
@@ -66,6 +71,10 @@ class Session:
     def has(self, feature: int) -> bool:
         """True when the client accepted this bit."""
         return bool(self.features >> feature & 1)
+
+    def speaks(self, feature: int) -> bool:
+        """True when the client accepted this protocol feature."""
+        return bool(self.protocol_features >> feature & 1)
 
     # Life
 
@@ -111,8 +120,7 @@ class Session:
             if self.looking is not None:
                 self.looking.cancel()
             self.view = None
-            close_all([self.backend_fd])
-            self.backend_fd = -1
+            self.backend.close("the session has ended")
             self.channel.close()
             # Last: who ends the controller or its bdev waits for the queues that still stop.
             self.controller.forget(self)
@@ -133,8 +141,8 @@ class Session:
         and ours another copy of the same file."""
         self.looking = None
         unseen = [ring.index for ring in self.rings.values() if ring.is_unseen()]
-        if unseen and all(not ring.queue.stats()["requests"] for ring in self.rings.values()
-                          if ring.queue is not None):
+        if unseen and not any(ring.has_requests() for ring in self.rings.values()
+                              if ring.queue is not None):
             self.say.warning("memory", f"{self.name}: ring {unseen[0]} is kicked, but nothing that "
                              f"the driver writes can be seen: {SHARE}")
 
@@ -145,23 +153,25 @@ class Session:
                          "served until the driver resets it")
         notifications.send("vhost_ring_broken", self.name, ctrlr=self.controller.name,
                            ring=queue.index, errno=number)
+        if self.status & Status.DRIVER_OK:          # virtio 1.4, 2.1.2
+            self.config_changed(f"ring {queue.index}, which needs a reset")
 
-    def config_changed(self) -> None:
-        """Tell the client that the config space is another, or say why it is not told."""
-        if self.backend_fd < 0 or not self.protocol_features >> ProtocolFeature.CONFIG & 1:
-            why = "it has not asked for that"
-        else:
-            why = tell_front_end(self.backend_fd, BackendRequest.CONFIG_CHANGE)
+    def config_changed(self, what: str) -> None:
+        """Tell the client that the config space or the status is another, or say why it is not
+        told of that."""
+        why = "it has not asked for that"
+        if self.speaks(ProtocolFeature.CONFIG):
+            self.backend.send(BackendRequest.CONFIG_CHANGE)
+            why = self.backend.why
         if why:
-            log.warning(f"{self.name}: the client is not told of the new size of "
-                        f"{self.controller.bdev_name}: {why}")
+            self.say.warning("untold", f"{self.name}: the client is not told of {what}: {why}")
 
     # Messages
 
     async def answer(self, message: Message) -> None:
         """Handle one message and reply when it or the client asks for that."""
         acknowledge = (message.flags & FLAG_NEED_REPLY
-                       and self.protocol_features >> ProtocolFeature.REPLY_ACK & 1)
+                       and self.speaks(ProtocolFeature.REPLY_ACK))
         try:
             entry = HANDLERS.get(message.request)
             if entry is None:
@@ -173,6 +183,10 @@ class Session:
             if len(message.fds) > fds:
                 raise ProtocolError(f"{name_of(message.request)} came with {len(message.fds)} "
                                     f"descriptors; it takes {fds}")
+            needed = NEEDED.get(message.request)
+            if needed is not None and not self.speaks(needed):
+                raise ProtocolError(f"{name_of(message.request)} came without protocol feature "
+                                    f"{needed.name}, which was not accepted")
             reply = await handler(self, message)
         except ProtocolError as error:
             if not acknowledge or error.fatal or message.request in REPLYING:
@@ -208,9 +222,11 @@ class Session:
         unknown = features & ~(self.controller.features | bits(Feature.PROTOCOL_FEATURES))
         if unknown:
             raise ProtocolError(f"SET_FEATURES with bits {unknown:#x} that were not offered")
-        if features != self.features and any(r.queue is not None for r in self.rings.values()):
-            raise ProtocolError("SET_FEATURES changes features while a ring is running")
+        changed = (features ^ self.features) & ~LIVE_FEATURES
+        if changed and any(r.queue is not None for r in self.rings.values()):
+            raise ProtocolError(f"SET_FEATURES changes bits {changed:#x} while a ring is running")
         self.features = features
+        self.features_told = True
         if not self.has(Feature.PROTOCOL_FEATURES):
             for ring in self.rings.values():
                 ring.enabled = True
@@ -224,38 +240,45 @@ class Session:
         if features & ~PROTOCOL_FEATURES:
             raise ProtocolError(f"SET_PROTOCOL_FEATURES with bits "
                                 f"{features & ~PROTOCOL_FEATURES:#x} that were not offered")
+        if features >> ProtocolFeature.INBAND_NOTIFICATIONS & 1 and INBAND_NEEDS & ~features:
+            raise ProtocolError("SET_PROTOCOL_FEATURES with INBAND_NOTIFICATIONS needs BACKEND_REQ "
+                                "and REPLY_ACK", True)
         self.protocol_features = features
 
     async def get_queue_num(self, message: Message) -> bytes:
         return U64.pack(self.controller.rings_max)
 
-    async def set_mem_table(self, message: Message) -> None:
-        """Map the new table aside, have every running queue take it, then drop the old one."""
-        view = await asyncio.get_running_loop().run_in_executor(
-            view_module.helper(), self.make_view, message)
-        for ring in tuple(self.rings.values()):
-            await ring.set_view(view)
-        self.view = view
+    # Memory
 
-    def make_view(self, message: Message) -> view_module.View:
-        """Map what SET_MEM_TABLE lists. Runs on the helper thread."""
-        if len(message.payload) < TABLE.size:
-            raise ProtocolError("SET_MEM_TABLE is too short")
-        count, _ = TABLE.unpack_from(message.payload)
-        if not 0 < count <= FDS_MAX or len(message.fds) != count:
-            raise ProtocolError(f"SET_MEM_TABLE lists {count} regions with {len(message.fds)} "
-                                f"descriptors; it takes 1 to {FDS_MAX} with one each")
-        if len(message.payload) < TABLE.size + count * REGION.size:
-            raise ProtocolError(f"SET_MEM_TABLE has no room for its {count} regions")
-        poison = view_module.Poison()
-        try:
-            return view_module.View([
-                view_module.Mapping.create(
-                    fd, *REGION.unpack_from(message.payload, TABLE.size + i * REGION.size),
-                    poison, self.controller.allowance)
-                for i, fd in enumerate(message.fds)])
-        except (ValueError, OSError) as error:
-            raise ProtocolError(f"SET_MEM_TABLE: {error}") from None
+    async def get_max_mem_slots(self, message: Message) -> bytes:
+        return U64.pack(memory.SLOTS_MAX)
+
+    async def set_mem_table(self, message: Message) -> None:
+        await self.map(memory.map_table, message)
+
+    async def add_mem_reg(self, message: Message) -> None:
+        await self.map(memory.map_region, message)
+
+    async def map(self, way, message: Message) -> None:
+        """Map what a message brings beside the data path, on the helper thread, and use it."""
+        await self.use_view(await asyncio.get_running_loop().run_in_executor(
+            view_module.helper(), way, message, self.view, self.controller.allowance))
+
+    async def rem_mem_reg(self, message: Message) -> None:
+        """Rings in the region are stopped first, and go on when they are in memory again."""
+        mapping = memory.find_region(message, self.view)
+        await asyncio.gather(*(ring.stop() for ring in self.rings.values()
+                               if ring.runs_in(mapping.user, mapping.size)))
+        await self.use_view(self.view.minus(mapping))
+
+    async def use_view(self, view: view_module.View) -> None:
+        """Have every running queue take a view, then drop the old one."""
+        await asyncio.gather(*(ring.set_view(view) for ring in self.rings.values()))
+        self.view = view
+        for ring in self.rings.values():
+            await ring.start_if_ready()
+
+    # Rings
 
     async def set_vring_num(self, message: Message) -> None:
         index, size = STATE.unpack(message.payload)
@@ -299,13 +322,48 @@ class Session:
         ring.enabled = bool(enable)
         await ring.update()
 
+    async def vring_kick(self, message: Message) -> None:
+        index, number = STATE.unpack(message.payload)
+        if number:
+            raise ProtocolError(f"VRING_KICK of ring {index} with {number}: it must be 0")
+        await self.ring(index).kick()
+
     async def set_backend_req_fd(self, message: Message) -> None:
         if len(message.fds) != 1:
             raise ProtocolError("SET_BACKEND_REQ_FD came without a descriptor")
-        if not stat.S_ISSOCK(os.fstat(message.fds[0]).st_mode):
-            raise ProtocolError("SET_BACKEND_REQ_FD came with a descriptor that is not a socket")
-        close_all([self.backend_fd])
-        (self.backend_fd,) = message.take_fds()
+        self.backend.open(message.fds[0], self.speaks(ProtocolFeature.REPLY_ACK))
+        message.take_fds()
+
+    # The device
+
+    async def reset_device(self, message: Message) -> None:
+        await self.reset()
+
+    async def reset(self) -> None:
+        """Disable all rings and forget what the driver set. Memory, descriptors for calls, and what
+        belongs to the connection stay."""
+        await asyncio.gather(*(ring.renew() for ring in self.rings.values()))
+        self.features, self.features_told, self.status = 0, False, 0
+
+    async def set_status(self, message: Message) -> None:
+        """Take the status of the driver, who can only add to it; 0 resets the device."""
+        (status,) = U64.unpack(message.payload)
+        if status > STATUS_MAX:
+            raise ProtocolError(f"SET_STATUS with {status:#x}: a status has 8 bits")
+        if status == 0:
+            await self.reset()
+            return
+        if not self.features_told:
+            status &= ~Status.FEATURES_OK       # how a driver sees that it is not so
+        if status & ~self.status & Status.FAILED:
+            self.say.warning("failed", f"{self.name}: the driver has given the device up")
+        self.status |= status & ~Status.NEEDS_RESET
+
+    async def get_status(self, message: Message) -> bytes:
+        broken = any(ring.queue is not None and ring.queue.broken for ring in self.rings.values())
+        return U64.pack(self.status | (Status.NEEDS_RESET if broken else 0))
+
+    # The config space
 
     def config_range(self, message: Message) -> tuple[int, int, bytes]:
         """Return offset, size and data of a config message."""
@@ -338,7 +396,19 @@ FD_KINDS = {Request.SET_VRING_KICK: "kick", Request.SET_VRING_CALL: "call",
 
 # Requests that have an answer of their own.
 REPLYING = frozenset((Request.GET_FEATURES, Request.GET_VRING_BASE, Request.GET_PROTOCOL_FEATURES,
-                      Request.GET_QUEUE_NUM, Request.GET_CONFIG))
+                      Request.GET_QUEUE_NUM, Request.GET_CONFIG, Request.GET_MAX_MEM_SLOTS,
+                      Request.GET_STATUS))
+
+# Requests that mean nothing unless the client accepted a protocol feature.
+NEEDED = {
+    Request.RESET_DEVICE: ProtocolFeature.RESET_DEVICE,
+    Request.VRING_KICK: ProtocolFeature.INBAND_NOTIFICATIONS,
+    Request.GET_MAX_MEM_SLOTS: ProtocolFeature.CONFIGURE_MEM_SLOTS,
+    Request.ADD_MEM_REG: ProtocolFeature.CONFIGURE_MEM_SLOTS,
+    Request.REM_MEM_REG: ProtocolFeature.CONFIGURE_MEM_SLOTS,
+    Request.SET_STATUS: ProtocolFeature.STATUS,
+    Request.GET_STATUS: ProtocolFeature.STATUS,
+}
 
 # request: (handler, bytes of the payload or None for any, descriptors at most)
 HANDLERS = {
@@ -361,4 +431,11 @@ HANDLERS = {
     Request.SET_BACKEND_REQ_FD: (Session.set_backend_req_fd, 0, 1),
     Request.GET_CONFIG: (Session.get_config, None, 0),
     Request.SET_CONFIG: (Session.set_config, None, 0),
+    Request.RESET_DEVICE: (Session.reset_device, 0, 0),
+    Request.VRING_KICK: (Session.vring_kick, STATE.size, 0),
+    Request.GET_MAX_MEM_SLOTS: (Session.get_max_mem_slots, 0, 0),
+    Request.ADD_MEM_REG: (Session.add_mem_reg, MEM_REG.size, 1),
+    Request.REM_MEM_REG: (Session.rem_mem_reg, MEM_REG.size, 1),    # one by mistake is allowed
+    Request.SET_STATUS: (Session.set_status, U64.size, 0),
+    Request.GET_STATUS: (Session.get_status, 0, 0),
 }

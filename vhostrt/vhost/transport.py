@@ -49,19 +49,6 @@ def is_eventfd(fd: int) -> bool:
     return os.readlink(f"/proc/self/fd/{fd}") == EVENTFD
 
 
-def tell_front_end(fd: int, request: int) -> str:
-    """Send a request without payload or answer on a channel to a client, a socket.
-
-    Return why it cannot be sent now, or "".
-    """
-    with socket.socket(fileno=os.dup(fd)) as sock:
-        try:
-            sock.send(HEADER.pack(request, VERSION, 0), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-        except OSError as error:
-            return os.strerror(error.errno)
-    return ""
-
-
 class Channel:
     """One connection. receive() and send() are each used by one coroutine at a time."""
 

@@ -8,7 +8,8 @@
 #include <sys/mman.h>
 #include "vhostrt/base/atomics.h"
 
-#define VH_SIGBUS_SLOTS 8192
+/* Half of the mappings that Linux gives a process (vm.max_map_count). */
+#define VH_SIGBUS_SLOTS 32768
 
 /* A slot is free while start is 0.  Writers hold a lock; the handler reads on any thread at any
  * time. */
@@ -21,6 +22,7 @@ struct vh_sigbus_region {
 
 struct vh_sigbus_table {
     uint32_t used; /* slots ever used: where a search ends */
+    uint32_t taken; /* slots before this are not free; writers only */
     struct vh_sigbus_region slots[VH_SIGBUS_SLOTS];
     struct sigaction before; /* what was installed before us */
 };

@@ -5,7 +5,7 @@ the page that is gone, and sets the region's flag; whoever works there tests the
 acknowledges anything.  Any other SIGBUS goes to the handler that was there before.
 
 Threads:  the handler runs on whichever thread touched the memory; add and remove take a lock.
-Fails:    sigbus_add answers -ENOSPC when 8192 regions are registered.
+Fails:    sigbus_add answers -ENOSPC when 32768 regions are registered.
 """
 from libc.stdint cimport uint32_t
 from vhostrt.base.errors cimport ok
@@ -42,7 +42,7 @@ cdef extern from *:
     {
         int slot = -ENOSPC;
         pthread_mutex_lock(&vh_table_lock);
-        for (int i = 0; i < VH_SIGBUS_SLOTS; i++) {
+        for (int i = vh_table.taken; i < VH_SIGBUS_SLOTS; i++) {
             struct vh_sigbus_region *r = &vh_table.slots[i];
             if (r->start)
                 continue;
@@ -54,6 +54,7 @@ cdef extern from *:
             __atomic_store_n(&r->start, (uintptr_t)start, __ATOMIC_RELEASE);
             if ((uint32_t)i >= vh_table.used)
                 __atomic_store_n(&vh_table.used, (uint32_t)i + 1, __ATOMIC_RELEASE);
+            vh_table.taken = i + 1;
             slot = i;
             break;
         }
@@ -65,6 +66,8 @@ cdef extern from *:
     {
         pthread_mutex_lock(&vh_table_lock);
         __atomic_store_n(&vh_table.slots[slot].start, 0, __ATOMIC_RELEASE);
+        if ((uint32_t)slot < vh_table.taken)
+            vh_table.taken = slot;
         pthread_mutex_unlock(&vh_table_lock);
     }
     """

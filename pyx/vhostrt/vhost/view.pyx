@@ -1,5 +1,7 @@
 """A client's memory as this process sees it: mapped regions, immutable, reference-counted.
 
+A view with one region more or less is made beside the old one and shares its mappings.
+
 Owner:    a View keeps its Mappings alive; a Mapping is unmapped, on a helper thread, when the last
           View that holds it has gone.
 Threads:  Mapping.create on a helper thread (mmap may take long); the rest on the control thread.
@@ -8,9 +10,10 @@ Fails:    ValueError names what is wrong with a region; OSError when it cannot b
 """
 import os
 import stat
+from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
 
-from libc.stdint cimport UINT64_MAX, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport UINT32_MAX, UINT64_MAX, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from vhostrt.base.errors cimport ok, os_error
@@ -63,7 +66,6 @@ def fini() -> None:
 
 cdef class Poison:
     """Whether memory of a session was found missing.  Shared by its mappings and views."""
-    cdef uint32_t *flag                 # owned
 
     def __cinit__(self):
         self.flag = <uint32_t *>calloc(1, sizeof(uint32_t))
@@ -78,19 +80,31 @@ cdef class Poison:
 
 
 cdef class Allowance:
-    """How much of the address space the mappings of some clients may take together, in bytes."""
+    """How many mappings some clients may have together, and how many bytes of our addresses."""
     cdef readonly uint64_t most
     cdef readonly uint64_t used
+    cdef readonly uint32_t regions_most
+    cdef readonly uint32_t regions
 
-    def __cinit__(self, uint64_t most=UINT64_MAX):
+    def __cinit__(self, uint64_t most=UINT64_MAX, uint32_t regions_most=UINT32_MAX):
         self.most = most
+        self.regions_most = regions_most
 
     cdef int take(self, uint64_t length) except -1:
+        """Count one mapping more; ValueError when there would be too much."""
         if length > self.most - self.used:
             raise ValueError(f"{length} bytes more than the {self.used} that are mapped: there "
                              f"may be {self.most}")
+        if self.regions == self.regions_most:
+            raise ValueError(f"{self.regions} regions are mapped: there may be no more")
         self.used += length
+        self.regions += 1
         return 0
+
+    cdef void give(self, uint64_t length) noexcept:
+        """Count one mapping less."""
+        self.used -= length
+        self.regions -= 1
 
 
 def unmap(uintptr_t base, size_t length, int slot, Allowance allowance not None) -> None:
@@ -98,7 +112,7 @@ def unmap(uintptr_t base, size_t length, int slot, Allowance allowance not None)
     with nogil:
         sigbus_remove(slot)
         munmap(<void *>base, length)
-    allowance.used -= length
+    allowance.give(length)
 
 
 cdef class Mapping:
@@ -109,6 +123,8 @@ cdef class Mapping:
     cdef readonly uint64_t guest
     cdef readonly uint64_t user
     cdef readonly uint64_t size
+    cdef readonly uint64_t offset       # of the region in its file
+    cdef uint64_t device, inode         # of the file, which cannot be another while it is mapped
     cdef uint8_t *host                  # where the region begins
     cdef readonly Poison poison         # kept alive: the handler sets its flag
     cdef Allowance allowance            # that it counts against until it is unmapped
@@ -133,7 +149,7 @@ cdef class Mapping:
         OSError: mmap refused.
         """
         cdef Mapping m = Mapping.__new__(Mapping)
-        cdef uint64_t page = check_region(fd, guest, size, user, offset)
+        cdef uint64_t page = check_region(fd, guest, size, user, offset, m)
         cdef uint64_t start = offset & ~(page - 1)
         cdef uint64_t length = (offset - start + size + page - 1) & ~(page - 1)
         cdef void *base
@@ -142,19 +158,28 @@ cdef class Mapping:
             base = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, start)
         if base == MAP_FAILED:
             error = OSError(*last_error(f"mapping of {size} bytes of client memory"))
-            allowance.used -= length
+            allowance.give(length)
             raise error
         dont_fork(base, length)
         slot = sigbus_add(base, length, page, poison.flag)
         if slot < 0:
             munmap(base, length)
-            allowance.used -= length
+            allowance.give(length)
             ok(slot, "too many regions of client memory")
         m.base, m.length, m.slot = <uint8_t *>base, length, slot
-        m.guest, m.user, m.size, m.poison = guest, user, size, poison
+        m.guest, m.user, m.size, m.offset = guest, user, size, offset
+        m.poison = poison
         m.allowance = allowance
         m.host = m.base + (offset - start)
         return m
+
+    def shows(self, int fd, uint64_t guest, uint64_t size, uint64_t user, uint64_t offset) -> bool:
+        """Whether create() with these numbers would map the same memory once more."""
+        if (guest, size, user, offset) != (self.guest, self.size, self.user, self.offset):
+            return False
+        status = os.fstat(fd)
+        return (status.st_dev, status.st_ino) == (self.device, self.inode) \
+            and offset + size <= status.st_size
 
 
 cdef tuple last_error(str what):
@@ -166,9 +191,10 @@ cdef extern from "<errno.h>":
     int errno
 
 
-cdef uint64_t check_region(int fd, uint64_t guest, uint64_t size, uint64_t user,
-                           uint64_t offset) except 0:
-    """Return the page size of fd when the region can be; ValueError says why it cannot."""
+cdef uint64_t check_region(int fd, uint64_t guest, uint64_t size, uint64_t user, uint64_t offset,
+                           Mapping m) except 0:
+    """Return the page size of fd when the region can be, and note in m what file it is; ValueError
+    says why it cannot."""
     cdef long page
     if size == 0:
         raise ValueError(f"the region at guest address {guest:#x} is empty")
@@ -185,45 +211,84 @@ cdef uint64_t check_region(int fd, uint64_t guest, uint64_t size, uint64_t user,
     if not stat.S_ISREG(status.st_mode) or offset + size > status.st_size:
         raise ValueError(f"the region at guest address {guest:#x} needs {offset + size} bytes of "
                          f"its file, which has {status.st_size}")
+    m.device, m.inode = status.st_dev, status.st_ino
     return page
 
 
 cdef class View:
     """A table of mapped regions.
 
-    mappings: list of Mapping, at least one; taken as it is.  ValueError when two overlap in guest
-    or in user addresses.
+    mappings: list of Mapping of one Poison, at least one.  ValueError when two overlap in guest or
+    in user addresses.
     """
 
-    def __cinit__(self, mappings not None):
+    def __cinit__(self, mappings):
+        if mappings is None:
+            return                      # filled by plus and minus
+        if not mappings:
+            raise ValueError("a memory table needs at least one region")
+        self.mappings = sorted(mappings, key=guest_of)
+        self.by_user = sorted(mappings, key=user_of)
+        check_overlap(self.mappings, "guest")
+        check_overlap(self.by_user, "user")
+        self.poison = self.mappings[0].poison
+        self.fill()
+
+    cdef int fill(self) except -1:
+        """Make the table that reactors read."""
         cdef Mapping m
         cdef uint32_t i
-        ordered = sorted(mappings, key=lambda m: m.guest)
-        if not ordered:
-            raise ValueError("a memory table needs at least one region")
-        check_overlap(ordered, "guest")
-        check_overlap(sorted(mappings, key=lambda m: m.user), "user")
-        self.r = <regions_t *>calloc(1, sizeof(regions_t) + len(ordered) * sizeof(region_t))
+        self.r = <regions_t *>calloc(1, sizeof(regions_t) + len(self.mappings) * sizeof(region_t))
         if self.r is NULL:
             raise MemoryError
-        for i, m in enumerate(ordered):
-            self.r.table[i].guest = m.guest
-            self.r.table[i].size = m.size
-            self.r.table[i].host = m.host
-            self.r.poisoned = m.poison.flag
-        self.r.count = len(ordered)
-        self.mappings = ordered
+        for i, m in enumerate(self.mappings):
+            self.r.table[i] = [m.guest, m.size, m.host]
+        self.r.poisoned = self.poison.flag
+        self.r.count = len(self.mappings)
+        return 0
 
     def __dealloc__(self):
         free(self.r)
 
+    def __len__(self) -> int:
+        return len(self.mappings)
+
+    def plus(self, Mapping mapping not None):
+        """Return a view with this region too.  ValueError when it overlaps one that is there.
+
+        The mapping has the poison of this view, or, when this one is empty, any.
+        """
+        cdef View view = View.__new__(View, None)
+        view.mappings = with_one(self.mappings, mapping, guest_of)
+        view.by_user = with_one(self.by_user, mapping, user_of)
+        view.poison = mapping.poison
+        view.fill()
+        return view
+
+    def minus(self, Mapping mapping not None):
+        """Return a view without this region of ours; the last may go as well."""
+        cdef View view = View.__new__(View, None)
+        view.mappings = self.mappings[:]
+        view.mappings.remove(mapping)
+        view.by_user = self.by_user[:]
+        view.by_user.remove(mapping)
+        view.poison = self.poison
+        view.fill()
+        return view
+
+    def find(self, uint64_t guest, uint64_t size, uint64_t user):
+        """Return the Mapping with just these numbers, or None."""
+        cdef Mapping m = below(self.by_user, user)
+        if m is not None and (m.guest, m.size, m.user) == (guest, size, user):
+            return m
+        return None
+
     cdef void *host_of(self, uint64_t user, uint64_t length) except? NULL:
         """Return where `length` bytes at the client's address `user` lie, or NULL when they are
         not all inside one region."""
-        cdef Mapping m
-        for m in self.mappings:
-            if user >= m.user and user - m.user < m.size and length <= m.size - (user - m.user):
-                return m.host + (user - m.user)
+        cdef Mapping m = below(self.by_user, user)
+        if m is not None and user - m.user < m.size and length <= m.size - (user - m.user):
+            return m.host + (user - m.user)
         return NULL
 
     def is_blank(self, uint64_t user, uint64_t length) -> bool:
@@ -237,6 +302,28 @@ cdef class View:
             if host[i]:
                 return False
         return True
+
+
+def guest_of(Mapping mapping not None) -> int:
+    return mapping.guest
+
+
+def user_of(Mapping mapping not None) -> int:
+    return mapping.user
+
+
+cdef Mapping below(list by_user, uint64_t user):
+    """Return the last mapping that begins at or below a user address, or None."""
+    i = bisect_right(by_user, user, key=user_of)
+    return by_user[i - 1] if i else None
+
+
+cdef list with_one(list ordered, Mapping mapping, kind):
+    """Return a list sorted by that address with one mapping more; ValueError: it overlaps."""
+    i = bisect_right(ordered, kind(mapping), key=kind)
+    check_overlap([*ordered[max(i - 1, 0):i], mapping, *ordered[i:i + 1]],
+                  "guest" if kind is guest_of else "user")
+    return [*ordered[:i], mapping, *ordered[i:]]
 
 
 def check_overlap(list ordered, str kind) -> None:
