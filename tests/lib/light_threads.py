@@ -35,10 +35,10 @@ def warnings():
     """The warnings and errors that are logged meanwhile (a list of str)."""
     seen, before = [], log.record
 
-    def record(level, file, line, function, text):
+    def record(level, file, line, function, text, *flag):
         if level <= log.WARNING:
             seen.append(text)
-        before(level, file, line, function, text)
+        before(level, file, line, function, text, *flag)
 
     log.record = record
     try:

@@ -93,7 +93,7 @@ def fits(form, value):
 
 def good(form):
     """Return a value that the schema of a parameter takes."""
-    for value in (1, "x", 512, True, 2**20, "0x1", "NOTICE", [], {}):
+    for value in (1, "x", 512, True, 2**20, "0x1", "NOTICE", [], [1], {}):
         if fits(form, value):
             return value
     raise AssertionError(f"no value fits {form}")
