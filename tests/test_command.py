@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -86,9 +87,10 @@ def test_a_stop_with_clients_connected(place):
 
 def test_more_signals_while_it_stops(place):
     with place.start("--wait-for-rpc") as run, socket.socket(socket.AF_UNIX) as waiting:
-        # A call that is not over keeps the server from closing for a while.
+        # Answers that nobody fetches keep the server from closing for a while.
         waiting.connect(str(place.rpc))
-        waiting.sendall(b'{"jsonrpc":"2.0","id":1,"method":"framework_wait_init"}')
+        waiting.sendall(b'{"jsonrpc":"2.0","id":1,"method":"rpc_get_schema"}' * 32)
+        select.select([waiting], [], [], 60)
         run.rpc("spdk_get_version")
         run.process.send_signal(signal.SIGTERM)
         run.await_line("SIGTERM: stopping")
